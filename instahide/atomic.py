@@ -1,0 +1,51 @@
+"""Files that are either whole or not there: write beside, fsync, rename, fsync the folder.
+
+A reader never sees half a file, whatever kills the writer; a leftover of a killed writer is
+named ``.NAME.XXXX.partial`` and is never mistaken for the file.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str], *, mode: int = 0o644) -> Iterator[Path]:
+    """A temporary path in the same folder; on a clean exit it becomes ``path``, else it goes."""
+    target = Path(path)
+    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent)
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.chmod(mode)
+        temporary.replace(target)
+        sync_folder(target.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def atomic_write_bytes(path: str | os.PathLike[str], data: bytes, *, mode: int = 0o644) -> None:
+    """Replace ``path`` by ``data`` in one step."""
+    with atomic_path(path, mode=mode) as temporary:
+        temporary.write_bytes(data)
+
+
+def atomic_write_text(path: str | os.PathLike[str], text: str, *, mode: int = 0o644) -> None:
+    """Replace ``path`` by ``text`` (UTF-8) in one step."""
+    atomic_write_bytes(path, text.encode("utf-8"), mode=mode)
+
+
+def sync_folder(folder: str | os.PathLike[str]) -> None:
+    """Make renames inside ``folder`` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
