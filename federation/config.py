@@ -1,0 +1,344 @@
+"""The settings of a federated run: every key, its range, its default and what it means.
+
+A run's settings travel as a flat mapping with kebab-case keys (``learning-rate``): that is what
+a TOML file holds and what Flower's run configuration carries. Inside the program they are the
+frozen dataclass :class:`RunConfig` with snake_case names. Nothing is repaired in silence: an
+unknown key is refused with the nearest known one, a wrong type or range with the range.
+
+``TrainingSettings`` are the part a hospital is told each round (see ``federation/messages.py``);
+the rest of ``RunConfig`` stays at the coordinator. :func:`describe_settings` yields the same
+table for ``--help`` and for the documentation, so that neither can drift from the checks.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Self
+
+from instahide.errors import InvalidInputError
+
+type_name = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+STRATEGIES = ("fedavg", "fedprox", "fedadam", "median", "trimmed-mean")
+RUN_NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+LARGEST_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """What a setting may be. ``kind`` is int, float, bool, str, or a tuple of str or of int."""
+
+    kind: type | tuple[type]
+    meaning: str
+    minimum: float | None = None
+    maximum: float | None = None
+    below: float | None = None  # an upper end that is itself excluded
+    choices: tuple[str, ...] = ()
+    pattern: str = ""
+
+    @property
+    def allowed(self) -> str:
+        """The allowed values in words, for help texts and errors."""
+        if self.choices:
+            return ", ".join(self.choices)
+        if isinstance(self.kind, tuple):
+            return f"a list ({'text' if self.kind == (str,) else 'whole numbers'})"
+        words = type_name[self.kind]
+        if self.minimum is not None:
+            words += f" from {self.minimum:g}"
+        if self.maximum is not None:
+            words += f" to {self.maximum:g}"
+        if self.below is not None:
+            words += f" to below {self.below:g}"
+        return words
+
+
+def setting(default: Any, kind: type | tuple[type], meaning: str, **limits: Any) -> Any:
+    """A dataclass field that knows its rule; ``default=MISSING`` makes the key required."""
+    rule = Rule(kind=kind, meaning=meaning, **limits)
+    return field(default=default, metadata={"rule": rule}) if default is not MISSING else _required(rule)
+
+
+def _required(rule: Rule) -> Any:
+    return field(metadata={"rule": rule})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """What every site of a run is told: the model, how to train it, how to encode."""
+
+    run_name: str = setting(
+        "run", str, "name of the run in logs, ledgers and files", pattern=RUN_NAME_PATTERN
+    )
+    num_server_rounds: int = setting(3, int, "rounds to train", minimum=1, maximum=100_000)
+    model: str = setting("cnn", str, "model to build at every site", pattern=RUN_NAME_PATTERN)
+    initialization_seed: int = setting(
+        0, int, "seed of the initial weights (public, not a secret)", minimum=0, maximum=LARGEST_SEED
+    )
+    absolute_input: bool = setting(False, bool, "let the model take |x| first, which undoes the sign mask")
+    class_names: tuple[str, ...] = setting((), (str,), "names of the classes, in label order")
+    image_shape: tuple[int, ...] = setting((), (int,), "channels, height, width of an image")
+    local_epochs: int = setting(
+        1, int, "passes over its data a site makes each round", minimum=1, maximum=1000
+    )
+    batch_size: int = setting(64, int, "images a step", minimum=1, maximum=65_536)
+    learning_rate: float = setting(0.05, float, "step size at the sites", minimum=1e-8, maximum=100.0)
+    momentum: float = setting(0.9, float, "momentum of SGD at the sites", minimum=0.0, below=1.0)
+    weight_decay: float = setting(5e-4, float, "weight decay at the sites", minimum=0.0, maximum=1.0)
+    optimizer: str = setting("sgd", str, "optimiser at the sites", choices=("sgd", "adamw"))
+    lr_schedule: str = setting(
+        "constant",
+        str,
+        "learning rate over the rounds",
+        choices=("constant", "cosine", "step", "exponential"),
+    )
+    proximal_mu: float = setting(
+        0.0, float, "weight of FedProx's pull to the global model (Li et al. 2020)", minimum=0.0, maximum=1e4
+    )
+    encoding: str = setting("instahide", str, "what the sites train on", choices=("instahide", "none"))
+    encoding_mode: str = setting(
+        "hardened", str, "variant of the encoding", choices=("hardened", "compat", "mixup")
+    )
+    num_mixed: int = setting(4, int, "images mixed into one encoding (k)", minimum=1, maximum=16)
+    num_private: int = setting(
+        2, int, "private images among them, the own one included", minimum=1, maximum=16
+    )
+    evaluate: bool = setting(True, bool, "measure every global model on the sites' test images")
+    num_views: int = setting(
+        10, int, "encodings averaged by the several-views inference", minimum=1, maximum=100
+    )
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            if "rule" in item.metadata:
+                object.__setattr__(self, item.name, _checked(item, getattr(self, item.name)))
+        self._check_together()
+
+    def _check_together(self) -> None:
+        if self.num_private > self.num_mixed:
+            raise InvalidInputError(
+                f"num-private is {self.num_private}, but only num-mixed = {self.num_mixed} images are mixed",
+                hint="choose num-private between 1 and num-mixed",
+            )
+        if self.image_shape and (len(self.image_shape) != 3 or min(self.image_shape) < 1):
+            raise InvalidInputError(
+                f"image-shape is {list(self.image_shape)}, not channels, height and width",
+                hint="for example [3, 32, 32]",
+            )
+        if len(set(self.class_names)) != len(self.class_names):
+            raise InvalidInputError("class-names holds a name twice", hint="every class needs its own name")
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, Any], **beside: Any) -> Self:
+        """Parse kebab-case settings; ``beside`` are fields that are not settings (arrays).
+
+        Raises InvalidInputError for an unknown or missing key, a wrong type or range.
+        """
+        names = {to_kebab(item.name): item for item in fields(cls) if "rule" in item.metadata}
+        for key in mapping:
+            if key not in names:
+                raise InvalidInputError(f"unknown setting {key!r}", hint=_nearest(str(key), list(names)))
+        for key, item in names.items():
+            if item.default is MISSING and key not in mapping:
+                raise InvalidInputError(
+                    f"the setting {key!r} is missing", hint=f"{key}: {rule_of(item).meaning}"
+                )
+        return cls(**{names[key].name: value for key, value in mapping.items()}, **beside)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The settings under kebab-case keys; tuples become lists. Inverse of ``from_mapping``."""
+        return {
+            to_kebab(item.name): list(value) if isinstance(value, tuple) else value
+            for item in fields(self)
+            if "rule" in item.metadata
+            for value in [getattr(self, item.name)]
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(TrainingSettings):
+    """All settings of a run, as the coordinator holds them.
+
+    ``RunConfig.from_mapping(toml_table)`` and ``config.to_run_config()`` are the two ends of the
+    road through Flower, whose run configuration knows no lists (they travel as JSON text).
+    """
+
+    minimum_sites: int = setting(
+        2, int, "quorum: fewer valid updates than this and the round has failed", minimum=1, maximum=10_000
+    )
+    start_deadline: float = setting(
+        300.0, float, "seconds to wait for minimum-sites before the run fails", minimum=0.0, maximum=604_800.0
+    )
+    round_deadline: float = setting(
+        3600.0,
+        float,
+        "seconds a round may take; sites that miss it are left out",
+        minimum=0.1,
+        maximum=604_800.0,
+    )
+    max_failed_rounds: int = setting(
+        1, int, "failed rounds in a row that are tried again before the run fails", minimum=0, maximum=1000
+    )
+    poll_interval: float = setting(
+        0.05, float, "seconds between two looks for replies", minimum=0.01, maximum=10.0
+    )
+    strategy: str = setting("fedavg", str, "rule that combines the sites' updates", choices=STRATEGIES)
+    server_learning_rate: float = setting(
+        0.1, float, "FedAdam's step size (eta; Reddi et al. 2021)", minimum=1e-8, maximum=100.0
+    )
+    server_beta_1: float = setting(0.9, float, "FedAdam's first-moment decay", minimum=0.0, below=1.0)
+    server_beta_2: float = setting(0.99, float, "FedAdam's second-moment decay", minimum=0.0, below=1.0)
+    server_tau: float = setting(1e-3, float, "FedAdam's degree of adaptivity", minimum=1e-12, maximum=10.0)
+    trim_fraction: float = setting(
+        0.2, float, "share of the sites trimmed-mean drops at either end, per weight", minimum=0.0, below=0.5
+    )
+    max_update_norm: float = setting(
+        0.0, float, "largest L2 distance of an update from the global model; 0 is no bound", minimum=0.0
+    )
+    over_norm: str = setting("reject", str, "what becomes of a larger update", choices=("reject", "clip"))
+    checkpoint_every: int = setting(1, int, "rounds between two checkpoints", minimum=1, maximum=100_000)
+    keep_checkpoints: int = setting(
+        3, int, "checkpoints kept; older ones are deleted", minimum=1, maximum=100_000
+    )
+    resume: bool = setting(False, bool, "continue after the last checkpoint of run-directory")
+    run_directory: str = setting("", str, "folder for events, checkpoints and the model (absolute)")
+
+    def _check_together(self) -> None:
+        super()._check_together()
+        if self.strategy == "fedprox" and self.proximal_mu == 0.0:
+            raise InvalidInputError(
+                "strategy fedprox with proximal-mu 0 is fedavg", hint="set proximal-mu, for example to 0.01"
+            )
+        if self.strategy != "fedprox" and self.proximal_mu != 0.0:
+            raise InvalidInputError(
+                f"proximal-mu is {self.proximal_mu:g}, which strategy {self.strategy} does not use",
+                hint="set strategy to fedprox, or leave proximal-mu out",
+            )
+        if self.strategy == "trimmed-mean" and self.minimum_sites < 3:
+            raise InvalidInputError(
+                f"strategy trimmed-mean with minimum-sites {self.minimum_sites} has nothing to trim",
+                hint="set minimum-sites to 3 or more",
+            )
+        if self.run_directory and not Path(self.run_directory).is_absolute():
+            raise InvalidInputError(
+                f"run-directory {self.run_directory!r} is not absolute",
+                hint="give the full path: the coordinator's processes have other working folders",
+            )
+
+    @classmethod
+    def from_run_config(cls, flat: Mapping[str, Any]) -> Self:
+        """Parse Flower's run configuration, where a list is JSON text."""
+        return cls.from_mapping(flat)
+
+    def to_run_config(self) -> dict[str, str | int | float | bool]:
+        """The settings as Flower's run configuration: lists become JSON text."""
+        return {
+            key: json.dumps(value) if isinstance(value, list) else value
+            for key, value in self.to_mapping().items()
+        }
+
+    def config_hash(self) -> str:
+        """SHA-256 over what decides the weights: a checkpoint resumes only under the same hash.
+
+        Left out: settings of patience, storage and length, which an operator may change between
+        two starts of the same run (deadlines, folders, more rounds under a constant rate).
+        """
+        values = self.to_mapping()
+        for key in _MAY_CHANGE:
+            values.pop(key)
+        if self.lr_schedule != "constant":
+            values["num-server-rounds"] = self.num_server_rounds
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+_MAY_CHANGE = (
+    "num-server-rounds",
+    "minimum-sites",
+    "start-deadline",
+    "round-deadline",
+    "max-failed-rounds",
+    "poll-interval",
+    "evaluate",
+    "num-views",
+    "checkpoint-every",
+    "keep-checkpoints",
+    "resume",
+    "run-directory",
+)
+
+
+def describe_settings(settings: type[TrainingSettings] = RunConfig) -> Iterator[tuple[str, str, str, str]]:
+    """Rows (key, default, allowed values, meaning) of every setting, for help and documents."""
+    for item in fields(settings):
+        if "rule" in item.metadata:
+            default = "required" if item.default is MISSING else json.dumps(item.default)
+            yield to_kebab(item.name), default, rule_of(item).allowed, rule_of(item).meaning
+
+
+def to_kebab(name: str) -> str:
+    """``learning_rate`` → ``learning-rate``."""
+    return name.replace("_", "-")
+
+
+def rule_of(item: Field[Any]) -> Rule:
+    """The rule behind a dataclass field made by :func:`setting`."""
+    rule: Rule = item.metadata["rule"]
+    return rule
+
+
+def _nearest(key: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(key.replace("_", "-"), known, n=1, cutoff=0.6)
+    return (
+        f"did you mean {close[0]!r}?" if close else "`instahide coordinator run --help` lists every setting"
+    )
+
+
+def _checked(item: Field[Any], value: Any) -> Any:
+    """``value`` in the rule's type, or InvalidInputError naming the key, the value and the range."""
+    rule, key = rule_of(item), to_kebab(item.name)
+    if isinstance(rule.kind, tuple):
+        return _checked_list(key, rule.kind[0], value)
+    if rule.kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    wrong_type = not isinstance(value, rule.kind) or (rule.kind is int and isinstance(value, bool))
+    if wrong_type or not _within(rule, value):
+        raise InvalidInputError(
+            f"{key} is {value!r:.100}", hint=f"{key} takes {rule.allowed}: {rule.meaning}"
+        )
+    return value
+
+
+def _within(rule: Rule, value: Any) -> bool:
+    if isinstance(value, str):
+        named = not rule.choices or value in rule.choices
+        return named and (not rule.pattern or re.fullmatch(rule.pattern, value) is not None)
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
+    too_low = rule.minimum is not None and value < rule.minimum
+    too_high = rule.maximum is not None and value > rule.maximum
+    return not (too_low or too_high or (rule.below is not None and value >= rule.below))
+
+
+def _checked_list(key: str, kind: type, value: Any) -> tuple[Any, ...]:
+    """A list, or its JSON text, as a tuple of ``kind``; at most 10,000 entries."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (json.JSONDecodeError, RecursionError):
+            value = None
+    right = isinstance(value, list | tuple) and len(value) <= 10_000
+    if not right or any(not isinstance(entry, kind) or isinstance(entry, bool) for entry in value):
+        raise InvalidInputError(
+            f"{key} is not a list of {'names' if kind is str else 'whole numbers'}",
+            hint='write it as JSON, for example ["benign", "malignant"]'
+            if kind is str
+            else "for example [3, 32, 32]",
+        )
+    return tuple(value)
