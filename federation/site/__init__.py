@@ -1,0 +1,1 @@
+"""What runs inside the hospital: the worker that owns the data, and the rules it obeys."""

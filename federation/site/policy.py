@@ -1,0 +1,224 @@
+"""The site's own rules: what a hospital lets a coordinator ask of it.
+
+The coordinator is not trusted to ask only for what was agreed. Each request is held against
+``policy.toml``, a file of the hospital that no message can change; the worker reads it anew
+for every request. Where the file is missing or cannot be read in full, everything is refused.
+
+A rule is one function ``(policy, request, facts)`` in :data:`RULES` that raises
+:class:`~instahide.errors.RefusedError`; a new rule is a new key, a new function and its test.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from instahide.atomic import atomic_write_text
+from instahide.errors import InvalidInputError, RefusedError
+
+from ..config import setting
+from ..messages import ALLOWED_METRICS, EVALUATE, TRAIN, RoundRequest
+from .settings import commented, parse, read_toml
+
+logger = logging.getLogger(__name__)
+
+ENCODING_MODES = ("hardened", "compat", "mixup")
+_Number = TypeVar("_Number", int, float)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteFacts:
+    """What a rule may need to know beside the request. All of it stays at the site.
+
+    ``rounds_served``, ``last_round``, ``repeats`` and ``evaluations_served`` are of the
+    request's run; ``other_runs`` counts the runs of other names ever served.
+    """
+
+    num_examples: int
+    rounds_served: int = 0
+    last_round: int = 0
+    repeats: int = 0
+    evaluations_served: int = 0
+    other_runs: int = 0
+    bundle_sha256: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """The rules of one site; every field is a key of ``policy.toml``. The defaults are strict."""
+
+    encoding_required: bool = setting(True, bool, "refuse to train on images that are not encoded")
+    allowed_encoding_modes: tuple[str, ...] = setting(
+        ("hardened",),
+        (str,),
+        "encodings allowed: hardened, compat (the published law) or mixup (no sign mask)",
+        choices=ENCODING_MODES,
+    )
+    minimum_num_mixed: int = setting(
+        4, int, "fewest images mixed into one encoding (k)", minimum=1, maximum=16
+    )
+    minimum_num_private: int = setting(
+        2, int, "fewest private images among them, the own one included", minimum=1, maximum=16
+    )
+    max_releases: int = setting(1, int, "encodings of one image that may leave the site as files", minimum=0)
+    max_update_exposures: int = setting(
+        1, int, "encodings of one image that updates leaving the site may be computed on", minimum=0
+    )
+    max_rounds: int = setting(
+        100, int, "rounds trained in one run, and models evaluated in one run", minimum=0
+    )
+    max_repeated_rounds: int = setting(
+        3,
+        int,
+        "rounds of one run that may be asked for again or out of order (a coordinator resuming)",
+        minimum=0,
+    )
+    max_runs: int = setting(20, int, "runs of different names this site will ever serve", minimum=0)
+    minimum_examples: int = setting(50, int, "fewest training images an update may be computed on", minimum=1)
+    allowed_metrics: tuple[str, ...] = setting(
+        tuple(sorted(ALLOWED_METRICS)),
+        (str,),
+        "figures that may leave the site",
+        choices=tuple(sorted(ALLOWED_METRICS)),
+    )
+    max_threads: int = setting(16, int, "processor threads the worker may use", minimum=1, maximum=1024)
+    allowed_bundle_sha256: tuple[str, ...] | None = setting(
+        None,
+        (str,),
+        "SHA-256 of the app bundles whose runs are served; left out, any (their code never runs here)",
+        pattern=r"[0-9a-f]{64}",
+    )
+
+    def __post_init__(self) -> None:
+        if "num-examples" not in self.allowed_metrics:
+            raise InvalidInputError(
+                "allowed-metrics lacks 'num-examples'",
+                hint="the weighted mean cannot be formed without that count",
+            )
+        if self.encoding_required and not self.allowed_encoding_modes:
+            raise InvalidInputError(
+                "encoding-required is true and allowed-encoding-modes is empty", hint="allow at least one"
+            )
+
+    def check(self, request: RoundRequest, facts: SiteFacts) -> None:
+        """Return quietly if every rule allows ``request``.
+
+        Raises:
+            RefusedError: the first rule that forbids it, with what would be allowed as its hint.
+        """
+        for rule in RULES:
+            rule(self, request, facts)
+
+    def allowed_part(self, metrics: Mapping[str, _Number]) -> dict[str, _Number]:
+        """``metrics`` without the figures that may not leave."""
+        return {name: value for name, value in metrics.items() if name in self.allowed_metrics}
+
+
+def load_policy(path: Path) -> Policy:
+    """The policy in the TOML file at ``path``.
+
+    Raises:
+        RefusedError: it is missing, unreadable, not TOML, has an unknown key or a wrong value.
+            A site without a policy serves nobody.
+    """
+    try:
+        return parse(Policy, read_toml(path, "policy file"), "policy file")
+    except InvalidInputError as error:
+        raise RefusedError(f"this site refuses everything: {error.message}", hint=error.hint) from error
+
+
+def default_policy_text() -> str:
+    """A commented ``policy.toml`` with every key at its strict default."""
+    return commented(Policy, _INTRODUCTION)
+
+
+def write_default_policy(path: Path) -> None:
+    """Write :func:`default_policy_text` to ``path`` (mode 0600); an existing file is never touched.
+
+    Raises:
+        RefusedError: there is a file already.
+    """
+    if path.exists():
+        raise RefusedError("there is a policy file already", hint="edit it, or move it away first")
+    atomic_write_text(path, default_policy_text(), mode=0o600)
+
+
+_INTRODUCTION = """
+What this site lets a coordinator ask of it. Read anew for every request; without this
+file, or with a key it does not know, the site refuses everything. Nothing that arrives
+over the network can change it.
+"""
+
+
+def _bundle(policy: Policy, request: RoundRequest, facts: SiteFacts) -> None:
+    allowed = policy.allowed_bundle_sha256
+    if allowed is None:
+        logger.warning("allowed-bundle-sha256 is not set: runs of any app bundle are served")
+    elif facts.bundle_sha256 not in allowed:
+        shown = facts.bundle_sha256[:12] or "unknown"
+        raise RefusedError(
+            f"the app bundle {shown} is not among those this site approved",
+            hint="the site adds its SHA-256 to allowed-bundle-sha256 after reading it",
+        )
+
+
+def _encoding(policy: Policy, request: RoundRequest, facts: SiteFacts) -> None:
+    if request.encoding == "none":
+        if policy.encoding_required:
+            raise RefusedError("this site trains on encoded images only", hint="set encoding to instahide")
+        return
+    if request.encoding_mode not in policy.allowed_encoding_modes:
+        raise RefusedError(
+            f"encoding-mode {request.encoding_mode} is not allowed here",
+            hint=f"allowed: {', '.join(policy.allowed_encoding_modes) or 'none'}",
+        )
+    if request.num_mixed < policy.minimum_num_mixed:
+        raise RefusedError(
+            f"num-mixed {request.num_mixed} is below this site's minimum",
+            hint=f"at least {policy.minimum_num_mixed}",
+        )
+    if request.num_private < policy.minimum_num_private:
+        raise RefusedError(
+            f"num-private {request.num_private} is below this site's minimum",
+            hint=f"at least {policy.minimum_num_private}",
+        )
+
+
+def _examples(policy: Policy, request: RoundRequest, facts: SiteFacts) -> None:
+    if request.kind == TRAIN and facts.num_examples < policy.minimum_examples:
+        raise RefusedError(
+            "this site has too few training images for an update to leave",
+            hint=f"its policy asks for at least {policy.minimum_examples}",
+        )
+
+
+def _runs(policy: Policy, request: RoundRequest, facts: SiteFacts) -> None:
+    served_before = facts.rounds_served or facts.evaluations_served
+    if not served_before and facts.other_runs >= policy.max_runs:
+        raise RefusedError(
+            f"this site has served its {policy.max_runs} runs",
+            hint="the site decides whether to raise max-runs",
+        )
+
+
+def _rounds(policy: Policy, request: RoundRequest, facts: SiteFacts) -> None:
+    served = facts.rounds_served if request.kind == TRAIN else facts.evaluations_served
+    if served >= policy.max_rounds or request.server_round > policy.max_rounds:
+        word = "rounds" if request.kind == TRAIN else "evaluations"
+        raise RefusedError(
+            f"this site serves at most {policy.max_rounds} {word} of one run",
+            hint="plan a shorter run, or ask the site",
+        )
+    repeated = request.kind != EVALUATE and request.server_round <= facts.last_round
+    if repeated and facts.repeats >= policy.max_repeated_rounds:
+        raise RefusedError(
+            f"round {request.server_round} after round {facts.last_round}: no more repeats in this run",
+            hint="start a run of a new name, or ask the site to raise max-repeated-rounds",
+        )
+
+
+Rule = Callable[[Policy, RoundRequest, SiteFacts], None]
+RULES: tuple[Rule, ...] = (_bundle, _encoding, _examples, _runs, _rounds)
