@@ -183,8 +183,18 @@ class RunConfig(TrainingSettings):
         minimum=0.1,
         maximum=604_800.0,
     )
+    settle_time: float = setting(
+        10.0,
+        float,
+        "seconds the first round waits for registered sites beyond the quorum",
+        minimum=0.0,
+        maximum=86_400.0,
+    )
     max_failed_rounds: int = setting(
-        1, int, "failed rounds in a row that are tried again before the run fails", minimum=0, maximum=1000
+        1, int, "times a round below the quorum is tried again before the run fails", minimum=0, maximum=1000
+    )
+    retry_pause: float = setting(
+        5.0, float, "seconds before a failed round is tried again", minimum=0.0, maximum=86_400.0
     )
     poll_interval: float = setting(
         0.05, float, "seconds between two looks for replies", minimum=0.01, maximum=10.0
@@ -201,6 +211,16 @@ class RunConfig(TrainingSettings):
     )
     max_update_norm: float = setting(
         0.0, float, "largest L2 distance of an update from the global model; 0 is no bound", minimum=0.0
+    )
+    max_weight: float = setting(
+        1e6, float, "largest absolute value a single weight may have", minimum=1e-6, maximum=1e30
+    )
+    max_site_examples: int = setting(
+        10_000_000,
+        int,
+        "largest data set a site without a registered size may claim",
+        minimum=1,
+        maximum=10**12,
     )
     over_norm: str = setting("reject", str, "what becomes of a larger update", choices=("reject", "clip"))
     checkpoint_every: int = setting(1, int, "rounds between two checkpoints", minimum=1, maximum=100_000)
@@ -263,7 +283,9 @@ _MAY_CHANGE = (
     "minimum-sites",
     "start-deadline",
     "round-deadline",
+    "settle-time",
     "max-failed-rounds",
+    "retry-pause",
     "poll-interval",
     "evaluate",
     "num-views",

@@ -14,6 +14,7 @@ either end: neither side trusts the other's sender. ``federation/PROTOCOL.md`` t
 
 from __future__ import annotations
 
+import io
 import math
 import re
 from collections.abc import Mapping
@@ -205,6 +206,35 @@ def check_array_record(arrays: Mapping[str, Any]) -> None:
             raise InvalidInputError(
                 f"the array {name} is {found!s:.50}, not float32", hint="send float32 arrays"
             )
+
+
+def array_from_npy(data: bytes) -> NDArray[np.float32]:
+    """The float32 array in the bytes of a ``.npy`` file, without trusting its header.
+
+    ``numpy.load`` would open a zip archive here, or set aside whatever memory a header of forty
+    bytes asks for; this accepts format 1.0, float32, and exactly the bytes its shape needs.
+    The result is a read-only view of ``data``. Raises InvalidInputError.
+    """
+    stream = io.BytesIO(data)
+    try:
+        if np.lib.format.read_magic(stream) != (1, 0):
+            raise ValueError("not format 1.0")
+        shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
+    except (ValueError, EOFError) as problem:
+        raise InvalidInputError(
+            "an array is not in numpy's file format 1.0", hint="send numpy.save's output"
+        ) from problem
+    if (
+        dtype != np.dtype("<f4")
+        or len(data) - stream.tell() != 4 * math.prod(shape)
+        or min(shape, default=0) < 0
+    ):
+        raise InvalidInputError(
+            f"an array of {dtype!s:.50} and shape {shape!s:.100} is not {len(data)} bytes of float32",
+            hint="send float32 arrays, whole",
+        )
+    flat = np.frombuffer(data, dtype="<f4", offset=stream.tell())
+    return flat.reshape(shape[::-1]).T if fortran_order else flat.reshape(shape)
 
 
 def _check_keys(

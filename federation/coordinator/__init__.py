@@ -1,0 +1,1 @@
+"""The coordinator: rounds, validation of updates, aggregation, checkpoints, outputs. No Flower."""
