@@ -4,10 +4,13 @@ Axes: B records, k sources of a record, d = C·H·W values.
 
 For a record with sources p_j (8-bit), weights w_j and total W = 255·Σw_j::
 
-    a = Σ_j w_j·p_j                in float32, j ascending, no fused multiply-add
-    m = clip((2a − W) / W, −1, 1)          the mixed image on the one symmetric range
-    q = sign(m)·floor(|m|·L + u) / L       if quantised to L levels; u the keyed dither in (0, 1)
-    e = q with the sign flipped where the mask bit is 1; −0.0 written as 0.0
+    a = Σ_j w_j·p_j             in float32, j ascending, no fused multiply-add
+    s = clip(2a − W, −W, W)     the mixed image on the one symmetric range, times W
+    m = s / W                                  not quantised
+    m = sign(s)·floor(|s|·(L/W) + u) / L       quantised to L levels; u the keyed dither in (0, 1)
+    e = m with the sign flipped where the mask bit is 1; −0.0 written as 0.0
+
+The dither makes rounding unbiased, E[m] = s / W, and keeps anyone from solving for exact sums.
 
 Private and public pixels share the range p → p/127.5 − 1; a different one for each (as published)
 folds the two at different places and gives the sign away. On the coefficient grid the weights
@@ -60,11 +63,14 @@ def mix_with_torch(
     mixed = torch.zeros((count, d), dtype=torch.float32)
     for j in range(k):
         mixed += by_source[:, j, None] * pixels[:, j].to(torch.float32)
-    mixed = ((2.0 * mixed - total) / total).clamp_(-1.0, 1.0)
-    if levels is not None:
+    scaled = (2.0 * mixed - total).clamp_(-total, total)
+    if levels is None:
+        mixed = scaled / total
+    else:
         assert dither is not None
+        ratio = float(np.float32(levels) / np.float32(total))
         offsets = (torch.from_numpy(dither[:, :d]).to(torch.float32) + 0.5) * (1.0 / 256.0)
-        mixed = torch.copysign(torch.floor(mixed.abs() * float(levels) + offsets) / float(levels), mixed)
+        mixed = torch.copysign(torch.floor(scaled.abs() * ratio + offsets) / float(levels), scaled)
     if sign_bits is not None:
         flips = torch.from_numpy(unpack_sign_bits(sign_bits, d)).to(torch.int32) << 31
         mixed = (mixed.view(torch.int32) ^ flips).view(torch.float32)
