@@ -17,12 +17,11 @@ from flwr.clientapp import ClientApp
 
 from instahide.errors import FederationError, InstaHideError
 
-from .frames import Frame, ask
+from .frames import BUNDLE_KEY, Frame, ask
 
 SOCKET_KEY = "worker-socket"
 SOCKET_VARIABLE = "INSTAHIDE_WORKER_SOCKET"
 TIMEOUT_KEY = "worker-timeout-seconds"
-BUNDLE_KEY = "bundle-sha256"
 SITE_KEY = "site-name"
 DEFAULT_TIMEOUT_SECONDS = 12 * 3600.0
 """As long as Flower keeps a message; the coordinator's round deadline is the shorter one."""

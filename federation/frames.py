@@ -39,6 +39,8 @@ from instahide.errors import FederationError
 
 MAGIC: Final = b"IHF1"
 KINDS: Final = frozenset({"train", "evaluate", "status", "reply"})
+BUNDLE_KEY: Final = "bundle-sha256"
+"""Field of a request beside "config": the hash of the app bundle that the run was submitted with."""
 MAX_HEADER_BYTES: Final = 64 * 1024
 DEFAULT_MAX_PAYLOAD_BYTES: Final = 2 * 1024**3
 MAX_ARRAYS: Final = 4096

@@ -65,7 +65,7 @@ class Policy:
     )
     max_releases: int = setting(1, int, "encodings of one image that may leave the site as files", minimum=0)
     max_update_exposures: int = setting(
-        1, int, "encodings of one image that updates leaving the site may be computed on", minimum=0
+        1, int, "encodings of one image that updates leaving the site may be computed on", minimum=1
     )
     max_rounds: int = setting(
         100, int, "rounds trained in one run, and models evaluated in one run", minimum=0

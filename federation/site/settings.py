@@ -73,7 +73,8 @@ def _keys(settings: type[Any]) -> list[Field[Any]]:
 def _toml_line(item: Field[Any]) -> str:
     key = to_kebab(item.name)
     if item.default is None or item.default is MISSING:
-        return f"# {key} = {'[]' if isinstance(rule_of(item).kind, tuple) else json.dumps('')}"
+        kind = rule_of(item).kind
+        return f"# {key} = {'[]' if isinstance(kind, tuple) else json.dumps(kind())}"
     value = list(item.default) if isinstance(item.default, tuple) else item.default
     return f"{key} = {json.dumps(value)}"  # for these types JSON is TOML
 

@@ -30,7 +30,7 @@ class WorkerConfig:
         "training images: a folder or file that `instahide dataset inspect` can read",
         pattern=".+",
     )
-    test_data: str = setting("", str, "test images; empty: a part of data is held out")
+    test_data: str = setting("", str, "test images; empty: data's own test split, else a part held out")
     public_data: str = setting("", str, "public images to mix with; empty: private images only")
     policy: str = setting(MISSING, str, "the site's policy.toml", pattern=".+")
     socket: str = setting(
@@ -43,8 +43,18 @@ class WorkerConfig:
     class_names: tuple[str, ...] | None = setting(
         None, (str,), "the federation's class names in order, where this site's data lacks some of them"
     )
+    image_size: int | None = setting(
+        None,
+        int,
+        "side in pixels that all images are brought to; left out, as they are",
+        minimum=1,
+        maximum=8192,
+    )
+    image_channels: int | None = setting(
+        None, int, "1 (grey) or 3 (colour) channels; left out, as they are", minimum=1, maximum=3
+    )
     test_fraction: float = setting(
-        0.2, float, "share held out for tests when test-data is empty", minimum=0.0, below=1.0
+        0.2, float, "share held out for tests where there are no test images", minimum=0.0, below=1.0
     )
     device: str = setting("auto", str, "auto, cpu, cuda, cuda:1, ...")
     threads: int = setting(2, int, "processor threads for training", minimum=1, maximum=1024)

@@ -1,0 +1,280 @@
+"""One request, answered: held against the policy and the data, measured, trained, replied.
+
+Everything that arrives is checked before anything is computed: the settings by
+:class:`~federation.messages.RoundRequest`, the demand by the site's policy, the classes and
+image shape by the registered data, the weights against the model this site builds itself from
+the model's *name*. No code, pickle or architecture comes over the network.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from instahide.encoder import Encoder
+from instahide.errors import InstaHideError, InvalidInputError, RefusedError
+from instahide.evaluation import evaluate
+from instahide.exposure import ExposureLedger
+from instahide.images import ImageSet
+from instahide.models import ImageClassifier, ModelSpec, build_model
+from instahide.training import DivergedError, TrainingResult, train
+from instahide.training_config import TrainingConfig
+from instahide.training_device import resolve_device
+
+from ..messages import EVALUATE, Arrays, Refusal, RoundRequest, SiteReply
+from .dataset import SiteData
+from .encodings import SiteEncodings, law_of
+from .policy import Policy, load_policy
+from .run_history import RunHistory
+from .weights import check_weights, load_weights, read_weights
+
+logger = logging.getLogger(__name__)
+
+
+class BudgetError(RefusedError):
+    """The exposure budget of the site's policy is spent."""
+
+
+class SiteFaultError(InstaHideError):
+    """Something at the site failed; the coordinator is told that, and the site's log what."""
+
+
+class CancelledTaskError(InstaHideError):
+    """The relay left, or the worker is stopping: the work was abandoned."""
+
+
+class SiteTasks:
+    """Answers requests over the site's data, one at a time.
+
+    Args:
+        site_name: the hospital's name in replies.
+        data: the registered images.
+        ledger: exposure counts.
+        history: rounds served so far.
+        policy_path: ``policy.toml``, read anew for each request.
+        encodings_folder: where current encodings are kept.
+        device: as for ``TrainingConfig``.
+        threads: processor threads, lowered to the policy's ``max-threads``.
+    """
+
+    def __init__(
+        self,
+        site_name: str,
+        data: SiteData,
+        *,
+        ledger: ExposureLedger,
+        history: RunHistory,
+        policy_path: Path,
+        encodings_folder: Path,
+        device: str = "auto",
+        threads: int = 2,
+    ) -> None:
+        self.site_name = site_name
+        self._data, self._history, self._policy_path = data, history, policy_path
+        self._encodings = SiteEncodings(data, ledger, encodings_folder)
+        self._device, self._threads = device, threads
+        self._models: dict[ModelSpec, ImageClassifier] = {}
+
+    def answer(
+        self,
+        kind: str,
+        settings: Mapping[str, Any],
+        arrays: Arrays,
+        *,
+        bundle_sha256: str = "",
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> SiteReply:
+        """The reply to one request; a refusal is a reply too.
+
+        Raises:
+            CancelledTaskError: ``should_stop`` became true.
+        """
+        try:
+            return self._answer(kind, settings, arrays, bundle_sha256, should_stop)
+        except BudgetError as error:
+            return self._refused(error, "budget")
+        except RefusedError as error:
+            return self._refused(error, "policy")
+        except CancelledTaskError:
+            raise
+        except InstaHideError as error:
+            return self._refused(error, "error")
+
+    def _answer(
+        self,
+        kind: str,
+        settings: Mapping[str, Any],
+        arrays: Arrays,
+        bundle_sha256: str,
+        should_stop: Callable[[], bool],
+    ) -> SiteReply:
+        started = time.perf_counter()
+        request = RoundRequest.from_mapping(settings, kind=kind, arrays=arrays)
+        policy = load_policy(self._policy_path)
+        num_examples = len(self._data.training)
+        policy.check(
+            request, self._history.facts(request, num_examples=num_examples, bundle_sha256=bundle_sha256)
+        )
+        self._data.check_fits(request)
+        model = self._model(request)
+        check_weights(model, arrays)
+        self._history.record(request)
+        load_weights(model, arrays)
+        threads = min(self._threads, policy.max_threads)
+        torch.set_num_threads(threads)
+        metrics: dict[str, int | float] = {"num-examples": num_examples}
+        if request.evaluate or kind == EVALUATE:
+            with _faults_told_at_home("evaluation"):
+                metrics |= self._evaluate(model, request)
+        _stop_if(should_stop)
+        if kind != EVALUATE:
+            with _faults_told_at_home("training"):
+                result = self._train(model, request, policy, threads, should_stop)
+            metrics |= {"train-loss": result.history[-1].loss, "train-seconds": result.seconds}
+        metrics["worker-seconds"] = time.perf_counter() - started
+        _check_finite(metrics)
+        weights = {} if kind == EVALUATE else read_weights(model)
+        return SiteReply(site_name=self.site_name, metrics=policy.allowed_part(metrics), arrays=weights)
+
+    def _model(self, request: RoundRequest) -> ImageClassifier:
+        """The model by its name, kept between rounds for its integer buffers, which do not travel."""
+        channels, height, width = request.image_shape
+        spec = ModelSpec(
+            request.model, (channels, height, width), len(request.class_names), request.absolute_input
+        )
+        if spec not in self._models:
+            self._models[spec] = build_model(
+                spec.name,
+                image_shape=spec.image_shape,
+                num_classes=spec.num_classes,
+                absolute_input=spec.absolute_input,
+                initialization_seed=request.initialization_seed,
+            )
+        return self._models[spec].to(resolve_device(self._device))
+
+    def _evaluate(self, model: ImageClassifier, request: RoundRequest) -> dict[str, int | float]:
+        """The three inference modes on the site's test images."""
+        encoder = self._encodings.encoder(law_of(request))
+        return measure(model, self._data.test, encoder, request.num_views)
+
+    def _train(
+        self,
+        model: ImageClassifier,
+        request: RoundRequest,
+        policy: Policy,
+        threads: int,
+        should_stop: Callable[[], bool],
+    ) -> TrainingResult:
+        result = train(
+            model,
+            self._training_data(request, policy),
+            training_config(request, device=self._device, threads=threads),
+            should_stop=should_stop,
+            learning_rates=learning_rates(request, len(self._data.training)),
+        )
+        if result.interrupted:
+            raise CancelledTaskError("the work was abandoned", hint="ask again")
+        return result
+
+    def _training_data(self, request: RoundRequest, policy: Policy) -> Any:
+        if request.encoding == "none":
+            return self._data.training
+        epochs = self._encodings.epochs(law_of(request), max_exposures=policy.max_update_exposures)
+
+        def next_epoch() -> Any:
+            try:
+                return epochs.next_epoch()
+            except RefusedError as error:
+                raise BudgetError(error.message, hint=error.hint) from error
+
+        return next_epoch
+
+    def _refused(self, error: InstaHideError, kind: str) -> SiteReply:
+        logger.warning("refused (%s): %s", kind, error.message)
+        return refusal(self.site_name, error.message, error.hint, kind)
+
+
+def measure(
+    model: ImageClassifier, test: ImageSet, encoder: Encoder, num_views: int
+) -> dict[str, int | float]:
+    """Accuracy and loss of the three inference modes under the protocol's names."""
+    report = evaluate(model, test, encoder=encoder, num_views=num_views)
+    metrics: dict[str, int | float] = {"evaluate-num-examples": report.plain.num_images}
+    modes = {"plain": report.plain, "one-view": report.encoded_once, "ten-views": report.encoded_average}
+    for name, mode in modes.items():
+        if mode is not None:
+            metrics[f"evaluate-accuracy-{name}"] = mode.accuracy
+            metrics[f"evaluate-loss-{name}"] = mode.loss
+    return metrics
+
+
+def refusal(site_name: str, reason: str, hint: str, kind: str) -> SiteReply:
+    """A refusal in one line of printable text each."""
+    return SiteReply(
+        site_name=site_name, refusal=Refusal(reason=one_line(reason), hint=one_line(hint), kind=kind)
+    )
+
+
+def one_line(text: str) -> str:
+    """``text`` as at most 1000 printable characters on one line."""
+    return "".join(sign if sign.isprintable() else " " for sign in text)[:1000]
+
+
+def training_config(request: RoundRequest, *, device: str, threads: int) -> TrainingConfig:
+    """One round's training as the site's loop wants it."""
+    return TrainingConfig(
+        epochs=request.local_epochs,
+        batch_size=request.batch_size,
+        learning_rate=request.learning_rate,
+        momentum=request.momentum,
+        weight_decay=request.weight_decay,
+        optimizer=request.optimizer,
+        lr_schedule="constant",
+        proximal_mu=request.proximal_mu,
+        device=device,
+        num_threads=threads,
+    )
+
+
+def learning_rates(request: RoundRequest, num_examples: int) -> Callable[[int], float]:
+    """Step of this round → learning rate: the schedule runs over all rounds, not anew in each."""
+    whole_run = TrainingConfig(
+        epochs=request.local_epochs * request.num_server_rounds,
+        learning_rate=request.learning_rate,
+        lr_schedule=request.lr_schedule,
+    )
+    steps_per_epoch = max(1, math.ceil(num_examples / request.batch_size))
+    before = (request.server_round - 1) * request.local_epochs * steps_per_epoch
+    return lambda step: whole_run.learning_rate_at(before + step, steps_per_epoch=steps_per_epoch)
+
+
+def _check_finite(metrics: Mapping[str, int | float]) -> None:
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise InvalidInputError(f"{name} is {value}: training diverged", hint="lower learning-rate")
+
+
+@contextmanager
+def _faults_told_at_home(doing: str) -> Iterator[None]:
+    """Turn an error about the site's own images or files into one that says nothing about them."""
+    try:
+        yield
+    except (RefusedError, CancelledTaskError, DivergedError):
+        raise
+    except InstaHideError as error:
+        logger.warning("%s failed: %s", doing, error.message)
+        raise SiteFaultError(
+            f"{doing} failed at the site ({type(error).__name__})", hint="the site's log says why"
+        ) from error
+
+
+def _stop_if(should_stop: Callable[[], bool]) -> None:
+    if should_stop():
+        raise CancelledTaskError("the work was abandoned", hint="ask again")
