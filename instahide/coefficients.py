@@ -57,8 +57,8 @@ def draw_coefficients(
     if not missing.size:
         return rows
     raise RefusedError(
-        f"{missing.size} of {count} rows found no coefficients within max_coefficient={config.max_coefficient}, "
-        f"min_private_sum={config.min_private_sum} in {_MAX_ROUNDS} draws",
+        f"no coefficients within max_coefficient={config.max_coefficient} and min_private_sum="
+        f"{config.min_private_sum} for {missing.size} of {count} rows in {_MAX_ROUNDS} draws",
         hint="relax the bounds; the published values are 0.65 and 0.3",
     )
 

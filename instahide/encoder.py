@@ -16,6 +16,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -26,14 +27,20 @@ from .encoded_dataset import EncodedDataset
 from .encoder_config import EncoderConfig
 from .errors import InvalidInputError
 from .images import ImageSet
-from .mixing_kernel import Recipe, Sources, mix_records
+from .mixing_kernel import Recipe, Sources, mix_records, new_output, release_pages, with_whole_images
 from .partners import draw_private_partners, draw_public_sources
-from .randomness import Keystream, Randomness
+from .randomness import Randomness
 from .sign_mask import draw_sign_bits
+from .texture_filter import textured_rows
+
+if TYPE_CHECKING:
+    from .mixing_triton import GpuMixer
 
 MIN_MASK_BITS = 128
 """Below this many values in an image its sign mask could be guessed; the encoder warns."""
 _CHUNK_VALUES = 1 << 20
+_STREAMING_BYTES = 32 << 20
+_CHECK_BYTES = 16 << 20
 
 
 class FewPixelsWarning(UserWarning):
@@ -47,144 +54,176 @@ class Encoder:
         config: the law.
         private: N labelled images; row i of an epoch has image i as its own.
         public: a pool for the remaining sources ("cross" scheme), images of the same shape; ``None``
-            takes all k sources from ``private`` ("inside" scheme).
+            takes all k sources from ``private`` ("inside" scheme). In ``hardened`` mode flat images of
+            the pool are skipped (:mod:`instahide.texture_filter`).
+        device: where encodings are made and returned: ``"cpu"``, or ``"cuda"`` (needs Triton).
+
+    Attributes:
+        config: the law as it is applied; without a pool its ``num_private`` is ``num_mixed``.
+        scheme: ``"inside"`` or ``"cross"``.
 
     Raises:
         InvalidInputError: data the law cannot be applied to; the message says what and why.
+
+    Warns:
+        FewPixelsWarning: images with fewer than 128 values.
     """
 
-    def __init__(self, config: EncoderConfig, *, private: ImageSet, public: ImageSet | None = None) -> None:
+    def __init__(
+        self, config: EncoderConfig, *, private: ImageSet, public: ImageSet | None = None, device: str = "cpu"
+    ) -> None:
         self.scheme = "inside" if public is None else "cross"
         self.config = replace(config, num_private=config.num_mixed) if public is None else config
-        _check_data(self.config, private, public)
-        self._private = private
-        self._public = public
-        self._public_rows = None if public is None else np.arange(len(public))
+        check_private(self.config, private)
+        self._private = replace(private, images=with_whole_images(private.images))
+        self._public = (
+            None if public is None else _Pool(public, usable_public_rows(self.config, private, public))
+        )
+        self._device = torch.device(device)
+        self._gpu = self._gpu_mixer()
         self._randomness = Randomness()
 
     def __repr__(self) -> str:
-        return (
-            f"Encoder({self.config}, scheme={self.scheme!r}, private={self._private}, public={self._public})"
-        )
+        return f"Encoder({self.config}, scheme={self.scheme!r}, private={self._private})"
 
     @property
     def partner_uses_per_epoch(self) -> int:
         """How often each private image serves as a partner in one epoch: every image equally often."""
         return self.config.num_private - 1
 
+    @property
+    def public_pool_size(self) -> int:
+        """Public images in use, after the texture filter; 0 in the inside scheme."""
+        return 0 if self._public is None else len(self._public.rows)
+
     def encode_epoch(self) -> EncodedDataset:
         """N rows in the data's order, each image once as own; fresh secrets every call."""
-        return next(self.encode_batches(max(1, len(self._private))))
+        return next(self.encode_batches(len(self._private)))
 
     def encode_batches(self, batch_size: int, *, start: int = 0) -> Iterator[EncodedDataset]:
-        """One epoch in batches of ``batch_size`` rows, from row ``start`` on; O(batch) memory beyond the input.
+        """One epoch in batches of ``batch_size`` rows, from row ``start`` on.
 
-        Every call draws fresh secrets, the partners included: an epoch stopped at row r and taken up with
-        ``start=r`` is safe, but an image may serve as partner up to twice ``partner_uses_per_epoch`` times.
+        Memory beyond the input is O(batch) plus 8 bytes an image and partner. Every call draws fresh
+        secrets, the partners included: an epoch stopped at row r may be taken up with ``start=r``, but
+        then an image may serve as partner up to twice ``partner_uses_per_epoch`` times.
         """
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise InvalidInputError(f"batch_size is {batch_size!r}", hint="use a positive integer")
-        if not 0 <= start <= len(self._private):
+        _check_count("batch_size", batch_size, 1)
+        _check_count("start", start, 0)
+        if start > len(self._private):
             raise InvalidInputError(
-                f"start is {start} of {len(self._private)} images", hint="use a row number"
+                f"start is {start} but there are {len(self._private)} images", hint="use a row number"
             )
         return self._batches(batch_size, start)
-
-    def _batches(self, batch_size: int, start: int) -> Iterator[EncodedDataset]:
-        config, private = self.config, self._private
-        assert private.labels is not None
-        draws = _Draws(self._randomness, config, num_public=len(self._pool()))
-        partners = draws.partners(len(private))
-        for first in range(start, len(private), batch_size):
-            own = np.arange(first, min(first + batch_size, len(private)))
-            sources = np.concatenate([own[:, None], partners[own]], axis=1)
-            images = torch.empty((len(own), *private.image_shape), dtype=torch.float32)
-            coefficients = draws.coefficients(len(own), config.num_private if self._public else None)
-            self._mix(draws, Sources(private.images, sources), coefficients, images)
-            labels = mix_labels(
-                private.labels[sources], coefficients[:, : config.num_private], private.num_classes, config
-            )
-            names = private.class_names or ()
-            yield EncodedDataset(images, labels, names, config, self.scheme)
 
     def encode_views(self, images: ImageSet, num_views: int) -> torch.Tensor:
         """(V, N, C, H, W) encoded queries for inference: V independent encodings of each image.
 
         Each query is mixed with k − 1 public images (without a public pool: private ones), under fresh
         coefficients of the same law and a fresh sign mask. The query takes the largest of its k
-        coefficients: an answer must be about the query. Averaging over views helps the model and the
-        attacker alike.
+        coefficients, as the answer must be about the query. Averaging answers over views helps the
+        user, and averaging views helps an attacker as much.
         """
-        if images.image_shape != self._private.image_shape:
-            raise InvalidInputError(
-                f"queries are {images.image_shape}, the encoder's images {self._private.image_shape}",
-                hint="resize the queries",
-            )
-        if isinstance(num_views, bool) or not isinstance(num_views, int) or num_views < 1:
-            raise InvalidInputError(f"num_views is {num_views!r}", hint="use a positive integer")
-        pool = self._private.images if self._public is None else self._public.images
-        rows = np.arange(len(pool)) if self._public_rows is None else self._public_rows
-        views = torch.empty((num_views, len(images), *images.image_shape), dtype=torch.float32)
+        check_same_shape("queries", images, self._private)
+        _check_count("num_views", num_views, 1)
+        others = self._public or _Pool(self._private, np.arange(len(self._private)))
         queries = np.arange(len(images))[:, None]
+        views = torch.empty((num_views, len(images), *images.image_shape), device=self._device)
         for view in views:
-            draws = _Draws(self._randomness, self.config, num_public=len(rows))
+            draws = Draws(self._randomness, self.config)
             coefficients = -np.sort(-draws.coefficients(len(images), None), axis=1)
-            others = rows[draws.public(len(images), self.config.num_mixed - 1)]
-            parts = [Sources(images.images, queries), Sources(pool, others)]
-            self._mix_parts(draws, parts, coefficients, view)
+            mixed_in = others.rows[draws.public(len(others.rows), len(images), self.config.num_mixed - 1)]
+            sources = [Sources(images.images, queries), Sources(others.images, mixed_in)]
+            self._mix(draws, sources, coefficients, view)
         return views
 
-    def _pool(self) -> NDArray[np.int64]:
-        return np.arange(0) if self._public_rows is None else self._public_rows
+    def _batches(self, batch_size: int, start: int) -> Iterator[EncodedDataset]:
+        config, private = self.config, self._private
+        assert private.labels is not None
+        assert private.class_names is not None
+        draws = Draws(self._randomness, config)
+        partners = draws.partners(len(private))
+        for first in range(start, len(private), batch_size):
+            own = np.arange(first, min(first + batch_size, len(private)))
+            rows = np.concatenate([own[:, None], partners[own]], axis=1)
+            coefficients = draws.coefficients(len(own), None if self._public is None else config.num_private)
+            images = new_output((len(own), *private.image_shape), self._device)
+            self._mix(draws, self._sources(draws, rows), coefficients, images)
+            weights_of_private = coefficients[:, : config.num_private]
+            labels = mix_labels(private.labels[rows], weights_of_private, private.num_classes, config)
+            yield EncodedDataset(images, labels.to(self._device), private.class_names, config, self.scheme)
+
+    def _sources(self, draws: Draws, private_rows: NDArray[np.int64]) -> list[Sources]:
+        private = Sources(self._private.images, private_rows)
+        if self._public is None:
+            return [private]
+        num_public = self.config.num_mixed - self.config.num_private
+        drawn = draws.public(len(self._public.rows), len(private_rows), num_public)
+        return [private, Sources(self._public.images, self._public.rows[drawn])]
 
     def _mix(
-        self, draws: _Draws, private: Sources, coefficients: NDArray[np.float64], out: torch.Tensor
+        self, draws: Draws, sources: list[Sources], coefficients: NDArray[np.float64], out: torch.Tensor
     ) -> None:
-        parts = [private]
-        if self._public is not None:
-            num_public = self.config.num_mixed - self.config.num_private
-            parts.append(
-                Sources(self._public.images, self._pool()[draws.public(len(coefficients), num_public)])
-            )
-        self._mix_parts(draws, parts, coefficients, out)
-
-    def _mix_parts(
-        self, draws: _Draws, parts: list[Sources], coefficients: NDArray[np.float64], out: torch.Tensor
-    ) -> None:
+        """Fill ``out``, a few megabytes at a time so that the key stream is used while in the caches."""
         d = int(np.prod(out.shape[1:]))
-        scale = self.config.coefficient_grid or 1
         flat = out.view(len(out), d)
-        chunk = max(1, _CHUNK_VALUES // d)
-        for first in range(0, len(out), chunk):
-            rows = slice(first, min(first + chunk, len(out)))
-            count = rows.stop - rows.start
+        streaming = out.numel() * out.element_size() > _STREAMING_BYTES
+        scale = self.config.coefficient_grid or 1  # on the grid, weights are whole numbers and sums exact
+        for first in range(0, len(out), max(1, _CHUNK_VALUES // d)):
+            rows = slice(first, min(first + max(1, _CHUNK_VALUES // d), len(out)))
             recipe = Recipe(
-                [Sources(part.images, part.indices[rows]) for part in parts],
+                [Sources(part.images, part.indices[rows]) for part in sources],
                 (coefficients[rows] * scale).astype(np.float32),
                 255.0 * scale,
-                draws.sign_bits(count, d),
-                draws.dither(count, d),
+                draws.sign_bits(rows.stop - rows.start, d),
+                draws.dither(rows.stop - rows.start, d),
                 self.config.quantization_levels,
             )
-            mix_records(recipe, flat[rows])
+            if self._gpu is not None:
+                self._gpu.mix(recipe, flat[rows])
+                continue
+            mix_records(recipe, flat[rows], streaming=streaming)
+            for part in sources:
+                release_pages(part.images)
+
+    def _gpu_mixer(self) -> GpuMixer | None:
+        if self._device.type == "cpu":
+            return None
+        if self._device.type != "cuda" or not torch.cuda.is_available():
+            raise InvalidInputError(f"device {self._device} is not there", hint='use device="cpu"')
+        try:
+            from .mixing_triton import GpuMixer
+        except ImportError as error:
+            raise InvalidInputError(
+                f"encoding on {self._device} needs Triton: {error}", hint='use device="cpu"'
+            ) from error
+        pools = (
+            [self._private.images] if self._public is None else [self._private.images, self._public.images]
+        )
+        return GpuMixer(self._device, pools)
 
 
-class _Draws:
-    """The secrets of one epoch (or view): four streams, opened together and dropped together."""
+class _Pool:
+    """Images other than the own one may come from: rows ``rows`` of ``images``."""
 
-    def __init__(self, randomness: Randomness, config: EncoderConfig, *, num_public: int) -> None:
+    def __init__(self, images: ImageSet, rows: NDArray[np.int64]) -> None:
+        self.images = with_whole_images(images.images)
+        self.rows = rows
+
+
+class Draws:
+    """The secrets of one epoch (or view): a stream for each use, opened together and dropped together."""
+
+    def __init__(self, randomness: Randomness, config: EncoderConfig) -> None:
         self._config = config
-        self._num_public = num_public
-        self._partners: Keystream = randomness.stream("partners")
-        self._coefficients: Keystream = randomness.stream("coefficients")
-        self._signs: Keystream = randomness.stream("signs")
-        self._dither: Keystream = randomness.stream("dither")
+        self._partners, self._coefficients, self._signs, self._dither = (
+            randomness.stream(purpose) for purpose in ("partners", "coefficients", "signs", "dither")
+        )
 
     def partners(self, num_images: int) -> NDArray[np.int64]:
         return draw_private_partners(self._partners, num_images, self._config.num_private - 1)
 
-    def public(self, count: int, num_slots: int) -> NDArray[np.int64]:
-        return draw_public_sources(self._partners, self._num_public, count, num_slots)
+    def public(self, pool_size: int, count: int, num_slots: int) -> NDArray[np.int64]:
+        return draw_public_sources(self._partners, pool_size, count, num_slots)
 
     def coefficients(self, count: int, num_private: int | None) -> NDArray[np.float64]:
         return draw_coefficients(self._coefficients, count, self._config, num_private=num_private)
@@ -196,53 +235,72 @@ class _Draws:
         return None if self._config.quantization_bits is None else self._dither.read_records(count, d)
 
 
-def _check_data(config: EncoderConfig, private: ImageSet, public: ImageSet | None) -> None:
+def check_private(config: EncoderConfig, private: ImageSet) -> None:
+    """Refuse private images the law cannot be applied to; warn when a sign mask could be guessed."""
     if private.labels is None:
         raise InvalidInputError(
             "the private images have no labels", hint="give ImageSet(images=..., labels=...)"
         )
     if len(private) < config.num_private:
         raise InvalidInputError(
-            f"{config.num_private} private images are mixed but there are only {len(private)}",
+            f"{config.num_private} different private images are mixed but there are only {len(private)}",
             hint="lower num_mixed or num_private, or add images",
         )
-    _check_not_constant(private)
+    _check_not_constant(private.images)
     d = int(np.prod(private.image_shape))
     if config.has_sign_mask and d < MIN_MASK_BITS:
         warnings.warn(
-            f"an image has {d} values, so a sign mask of {d} bits hides it: 2^{d} guesses, and fewer for "
-            "smooth images; use larger images",
+            f"an image has {d} values, so its sign mask has {d} bits: at most 2^{d} guesses, and far fewer "
+            "for smooth images; use larger images",
             FewPixelsWarning,
             stacklevel=3,
         )
-    if public is None:
-        return
-    if public.image_shape != private.image_shape:
-        raise InvalidInputError(
-            f"public images are {public.image_shape}, private ones {private.image_shape} (C, H, W)",
-            hint="resize or convert the public images",
-        )
-    num_public = config.num_mixed - config.num_private
-    if num_public == 0:
+
+
+def usable_public_rows(config: EncoderConfig, private: ImageSet, public: ImageSet) -> NDArray[np.int64]:
+    """Rows of the pool that may be mixed in; refuses a pool of another shape or with too few of them."""
+    check_same_shape("public images", public, private)
+    needed = config.num_mixed - config.num_private
+    if needed == 0:
         raise InvalidInputError(
             f"num_private = num_mixed = {config.num_mixed} leaves no place for the public pool",
             hint="lower num_private, or give no public pool",
         )
-    if len(public) < num_public:
+    if config.mode != "hardened":
+        rows, dropped = np.arange(len(public)), ""
+    else:
+        rows = textured_rows(public.images)
+        dropped = f" ({len(public) - len(rows)} of {len(public)} are flat and were skipped)"
+    if len(rows) < needed:
         raise InvalidInputError(
-            f"the public pool has {len(public)} images but a row needs {num_public} different ones",
-            hint="give a larger pool; thousands of images are sensible",
+            f"the public pool has {len(rows)} usable images{dropped} but a row needs {needed} different ones",
+            hint="give a larger pool with texture; thousands of natural images are sensible",
+        )
+    return rows
+
+
+def check_same_shape(what: str, images: ImageSet, private: ImageSet) -> None:
+    """Refuse images of another shape than the private ones."""
+    if images.image_shape != private.image_shape:
+        raise InvalidInputError(
+            f"{what} are {images.image_shape}, the private images {private.image_shape} (C, H, W)",
+            hint="resize them, and use the same number of channels",
         )
 
 
-def _check_not_constant(private: ImageSet) -> None:
-    step = max(1, (64 << 20) // int(np.prod(private.image_shape)))
-    for first in range(0, len(private), step):
-        images = private.images[first : first + step]
-        flat = (images == images[:, :, :1, :1]).all(axis=(1, 2, 3))
-        if flat.any():
+def _check_count(name: str, value: int, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise InvalidInputError(f"{name} is {value!r}", hint=f"use an integer of at least {least}")
+
+
+def _check_not_constant(images: NDArray[np.uint8]) -> None:
+    step = max(1, _CHECK_BYTES // int(np.prod(images.shape[1:])))
+    for first in range(0, len(images), step):
+        part = images[first : first + step]
+        constant = np.flatnonzero((part == part[:, :, :1, :1]).all(axis=(1, 2, 3)))
+        release_pages(images)
+        if constant.size:
             raise InvalidInputError(
-                f"private image {first + int(np.flatnonzero(flat)[0])} is constant ({int(flat.sum())} such "
-                "images in this part of the data)",
-                hint="remove blank images; the encoding of one shows its coefficient",
+                f"private image {first + int(constant[0])} is constant",
+                hint="remove blank images: the encoding of one shows its coefficient",
             )

@@ -28,6 +28,7 @@ from .mixing import mix_with_torch
 
 MAX_SOURCES = 16
 _MIN_RECORDS_PER_THREAD = 16
+_HUGE_PAGE_BYTES = 2 << 20
 
 
 @dataclass(frozen=True, repr=False)
@@ -59,7 +60,9 @@ def active_path() -> str:
     return "torch" if _library() is None else "c"
 
 
-def mix_records(recipe: Recipe, out: torch.Tensor, *, num_threads: int | None = None, streaming: bool = False) -> None:
+def mix_records(
+    recipe: Recipe, out: torch.Tensor, *, num_threads: int | None = None, streaming: bool = False
+) -> None:
     """Write the B encodings of ``recipe`` to ``out``, float32 (B, d), contiguous, on the CPU.
 
     Args:
@@ -67,7 +70,9 @@ def mix_records(recipe: Recipe, out: torch.Tensor, *, num_threads: int | None = 
         streaming: write past the caches; for a slice of an output that is much larger than they are.
     """
     count, d = out.shape
-    assert out.dtype == torch.float32 and out.is_contiguous() and out.device.type == "cpu"
+    assert out.dtype == torch.float32
+    assert out.is_contiguous()
+    assert out.device.type == "cpu"
     gathered = [_gathered(part, d) for part in recipe.sources]
     library = _library()
     if library is None:
@@ -84,20 +89,50 @@ def mix_records(recipe: Recipe, out: torch.Tensor, *, num_threads: int | None = 
     list(_workers().map(lambda first: run(first, min(first + share, count)), starts))
 
 
+def new_output(shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """An unwritten float32 tensor; a large one in huge pages where the system offers them.
+
+    A fresh output of hundreds of megabytes costs more in first touches of its small pages than in mixing.
+    """
+    out = torch.empty(shape, dtype=torch.float32, device=device)
+    size = out.numel() * out.element_size()
+    if device.type == "cpu" and size >= _HUGE_PAGE_BYTES * 8 and hasattr(mmap, "MADV_HUGEPAGE"):
+        first = -(-out.data_ptr() // _HUGE_PAGE_BYTES) * _HUGE_PAGE_BYTES
+        whole = (out.data_ptr() + size - first) // _HUGE_PAGE_BYTES * _HUGE_PAGE_BYTES
+        libc = ctypes.CDLL(None)
+        libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(whole), mmap.MADV_HUGEPAGE)
+    return out
+
+
 def release_pages(images: NDArray[np.uint8]) -> None:
     """Give a memory-mapped input's pages back to the system; they are read again when needed.
 
     Keeps resident memory bounded while an epoch walks through a file larger than memory. Does nothing
     for arrays in memory and for copy-on-write maps, whose changes would be lost.
     """
-    base: Any = images
-    while base is not None and not isinstance(base, np.memmap):
-        base = base.base
+    base = _memory_map(images)
     if base is None or base.mode not in ("r", "r+") or not hasattr(mmap, "MADV_DONTNEED"):
         return
     file_map = getattr(base, "_mmap", None)
     if isinstance(file_map, mmap.mmap):
         file_map.madvise(mmap.MADV_DONTNEED)
+
+
+def with_whole_images(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """``images`` with each image's bytes in one piece: a copy of channels-last arrays held in memory.
+
+    A memory-mapped array is left alone, whatever its order; its images are gathered batch by batch.
+    """
+    if not len(images) or images[0].flags.c_contiguous or _memory_map(images) is not None:
+        return images
+    return np.ascontiguousarray(images)
+
+
+def _memory_map(images: NDArray[np.uint8]) -> Any:
+    base: Any = images
+    while base is not None and not isinstance(base, np.memmap):
+        base = getattr(base, "base", None)
+    return base
 
 
 def _gathered(part: Sources, d: int) -> Sources:

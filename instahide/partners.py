@@ -23,7 +23,7 @@ _MAX_REPAIR_ROUNDS = 200
 
 
 def draw_private_partners(stream: Keystream, num_images: int, num_partners: int) -> NDArray[np.int64]:
-    """(N, num_partners) partners; every column a permutation of 0..N-1, every row distinct and without its own index.
+    """(N, num_partners) partners: columns permute 0..N-1, rows are distinct and without their own index.
 
     Raises:
         InvalidInputError: fewer images than the slots of one row.

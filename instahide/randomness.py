@@ -84,14 +84,14 @@ class Keystream(_Secret):
         self._reads += 1
         out = np.empty(num_bytes, dtype=np.uint8)
         cipher = Cipher(algorithms.ChaCha20(self._key, nonce), mode=None).encryptor()
-        view = memoryview(out)
+        view = out.data
         for start in range(0, num_bytes, len(_ZEROS)):
             size = min(len(_ZEROS), num_bytes - start)
             cipher.update_into(memoryview(_ZEROS)[:size], view[start : start + size])
         return out
 
     def read_records(self, count: int, bytes_per_record: int) -> NDArray[np.uint8]:
-        """(count, S) bytes; S is ``bytes_per_record`` rounded up to whole blocks, which no other record shares."""
+        """(count, S) bytes, S the ``bytes_per_record`` in whole blocks: no two records share a block."""
         stride = -(-bytes_per_record // BLOCK_BYTES) * BLOCK_BYTES
         return self.read(count * stride).reshape(count, stride)
 
@@ -100,10 +100,10 @@ class Keystream(_Secret):
         return self.read(8 * count).view("<u8").astype(np.uint64, copy=False)
 
     def uniforms(self, count: int) -> NDArray[np.float64]:
-        """``count`` uniforms strictly inside (0, 1): (2j + 1) / 2**54, j of 53 bits... see below.
+        """``count`` uniforms strictly inside (0, 1): the mid-points (2j + 1) / 2**53, j uniform of 52 bits.
 
-        With j uniform in 0..2**52-1 the mid-points (2j + 1) / 2**53 are exact in float64, are
-        symmetric about 1/2 and never 0 or 1, so a logarithm or inverse erf is always finite.
+        They use all 53 bits of a float64, lie symmetric about 1/2 and are never 0 or 1, so a logarithm
+        or an inverse erf of them is finite.
         """
         odd = (self.words(count) >> np.uint64(12)) * np.uint64(2) + np.uint64(1)
         return odd.astype(np.float64) * 2.0**-53
