@@ -202,9 +202,9 @@ def check_array_record(arrays: Mapping[str, Any]) -> None:
                 f"{name!r:.100} is no name of an array", hint="use the model's state-dict names"
             )
         if not isinstance(array, np.ndarray) or array.dtype != np.float32:
-            found = getattr(array, "dtype", type(array).__name__)
+            found = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
             raise InvalidInputError(
-                f"the array {name} is {found!s:.50}, not float32", hint="send float32 arrays"
+                f"the array {name} is {found!s:.50}, not a float32 array", hint="send float32 arrays"
             )
 
 

@@ -93,7 +93,7 @@ class FedAdam:
             change = weighted_mean(ordered, name) - array
             m = self.beta_1 * self._moment("m", name, array.shape) + (1 - self.beta_1) * change
             v = self.beta_2 * self._moment("v", name, array.shape) + (1 - self.beta_2) * change**2
-            state |= {f"m/{name}": m, f"v/{name}": v}
+            state |= {f"m/{name}": np.asarray(m), f"v/{name}": np.asarray(v)}
             result[name] = to_float32(name, array + step * m / (np.sqrt(v) + self.tau))
         self.state = state  # only now: a failed aggregation leaves the old moments
         return result
