@@ -1,0 +1,137 @@
+"""One split of a catalogue to an ImageSet: decode, bring to one form, stack, check.
+
+Nothing is resized or converted unless asked for; pictures that differ stop the reading with
+the two that differ named, because a silent resize is a change of the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InvalidInputError
+from ..images import ImageSet, channels_first
+from .catalogue import ArrayPart, Catalogue, FilePart, Item, label_array
+from .decode import Decoded, decode_each
+from .limits import Limits, QuarantinedFile, UnreadableError, check_decoded_size
+from .presentation import Presentation, present, to_eight_bits
+
+CHUNK_IMAGES = 256
+
+
+def assemble_files(
+    part: FilePart, catalogue: Catalogue, how: Presentation, limits: Limits
+) -> tuple[ImageSet | None, tuple[QuarantinedFile, ...]]:
+    """The ImageSet of a split in files (None when no file could be read), and what was set aside.
+
+    Raises:
+        InvalidInputError: sizes or channel counts differ; DICOM folders named after patients.
+        RefusedError: more memory than the cap.
+    """
+
+    def formed(_: int, decoded: Decoded) -> Decoded:
+        return Decoded(present(decoded.pixels, how), decoded.depth, decoded.subject)
+
+    images: NDArray[np.uint8] | None = None
+    kept: list[Item] = []
+    subjects: list[str | None] = []
+    bad: list[QuarantinedFile] = []
+    for item, outcome in zip(part.items, decode_each(part.items, limits, how.bit_depth, formed), strict=True):
+        if isinstance(outcome, QuarantinedFile):
+            bad.append(outcome)
+            continue
+        pixels = outcome.pixels
+        if images is None:
+            check_decoded_size(len(part.items) * pixels.nbytes, f"{len(part.items)} pictures", limits)
+            images = np.empty((len(part.items), *pixels.shape), dtype=np.uint8)
+        if pixels.shape != images.shape[1:]:
+            raise _differ(kept[0].name, images[0], item.name, pixels)
+        images[len(kept)] = pixels
+        kept.append(item)
+        subjects.append(outcome.subject)
+    if images is None:
+        return None, tuple(bad)
+    items = tuple(kept)
+    labels = label_array(items)
+    if labels is not None and catalogue.class_names is not None:
+        _refuse_patient_classes([catalogue.class_names[label] for label in labels], subjects)
+    names = None if labels is None else catalogue.class_names
+    return ImageSet(_axes(images[: len(items)]), labels, names, _subject_ids(items, subjects)), tuple(bad)
+
+
+def _axes(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(N, H, W) or (N, H, W, 3) to (N, C, H, W), so that no shape is left to guess."""
+    return images[:, None] if images.ndim == 3 else np.ascontiguousarray(np.moveaxis(images, 3, 1))
+
+
+def assemble_array(part: ArrayPart, class_names: tuple[str, ...] | None, how: Presentation) -> ImageSet:
+    """The ImageSet of a split in one array; memory-mapped images stay so unless they must change."""
+    images = array_images(part, how.bit_depth)
+    if how.changes_pixels and len(images):
+        images = np.stack([present(plain(image), how) for image in images])
+        images = _axes(images)
+    return ImageSet(images, part.labels, None if part.labels is None else class_names, part.subjects)
+
+
+def array_images(part: ArrayPart, bit_depth: int) -> NDArray[np.uint8]:
+    """(N, C, H, W) uint8; 16-bit arrays are scaled a few hundred images at a time."""
+    images = part.open()
+    if images.dtype == np.uint16:
+        scaled = np.empty(images.shape, dtype=np.uint8)
+        for start in range(0, len(images), CHUNK_IMAGES):
+            rows = slice(start, start + CHUNK_IMAGES)
+            try:
+                scaled[rows] = to_eight_bits(images[rows], bit_depth)
+            except UnreadableError as error:
+                raise InvalidInputError(
+                    f"{part.split} images: {error.reason}", hint="give the true bit_depth, at most 16"
+                ) from None
+        images = scaled
+    return channels_first(images)
+
+
+def plain(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(1, H, W) to (H, W) and (3, H, W) to (H, W, 3)."""
+    return image[0] if image.shape[0] == 1 else np.moveaxis(image, 0, 2)
+
+
+def _differ(name: str, first: NDArray[Any], other_name: str, other: NDArray[Any]) -> InvalidInputError:
+    if first.shape[:2] != other.shape[:2]:
+        sizes = [f"{shape[1]}x{shape[0]}" for shape in (first.shape, other.shape)]
+        return InvalidInputError(
+            f"pictures differ in size: {name} is {sizes[0]} and {other_name} is {sizes[1]} (width x height)",
+            hint="give image_size=S to bring all to SxS (fit='crop' cuts the centre, fit='pad' keeps it all)",
+        )
+    kinds = ["grey" if shape.ndim == 2 else "colour" for shape in (first, other)]
+    return InvalidInputError(
+        f"pictures differ in colour: {name} is {kinds[0]} and {other_name} is {kinds[1]}",
+        hint="give channels=1 (all grey) or channels=3 (all colour)",
+    )
+
+
+def _subject_ids(items: tuple[Item, ...], subjects: Sequence[str | None]) -> tuple[str, ...] | None:
+    """One identifier a picture; a picture without one counts as its own subject."""
+    if not any(subjects):
+        return None
+    return tuple(
+        subject if subject is not None else unknown_subject(item.name)
+        for item, subject in zip(items, subjects, strict=True)
+    )
+
+
+def unknown_subject(name: str) -> str:
+    """A stand-in that no other picture shares."""
+    return f"unknown:{name}"
+
+
+def _refuse_patient_classes(labels: Sequence[str], subjects: Sequence[str | None]) -> None:
+    """A folder a patient is not a folder a class; the identifiers would become class names."""
+    pairs = list(zip(labels, subjects, strict=True))
+    if pairs and all(s is not None and s.strip().casefold() == label.casefold() for label, s in pairs):
+        raise InvalidInputError(
+            "the sub-folders are named after patients, not classes",
+            hint="write a manifest.csv with the columns path,label beside them",
+        )
