@@ -198,7 +198,7 @@ def save_encoded(
         shards: list[ShardRecord] = []
         first: EncodedDataset | None = None
         for shard in rebatch(batches, shard_size):
-            first = first or shard
+            first = first if first is not None else shard
             shards.append(write_shard(staging, len(shards), shard))
         if first is None:
             raise InvalidInputError("there are no encodings to save", hint="encode at least one image")
@@ -254,9 +254,7 @@ def shard_rows(image_shape: tuple[int, int, int], shard_size: int | None = None)
     """Rows in a shard: what was asked for, else 8192 or as many as fit 64 MiB of float32."""
     if shard_size is not None:
         if shard_size < 1:
-            raise InvalidInputError(
-                f"shard size {shard_size} is below 1", hint="a few thousand rows are usual"
-            )
+            raise InvalidInputError(f"shard size is {shard_size}", hint="a few thousand rows are usual")
         return shard_size
     channels, height, width = image_shape
     return max(1, min(MAX_SHARD_ROWS, MAX_SHARD_BYTES // (4 * channels * height * width)))
@@ -265,8 +263,11 @@ def shard_rows(image_shape: tuple[int, int, int], shard_size: int | None = None)
 def rebatch(batches: Iterable[EncodedDataset], shard_size: int | None) -> Iterator[EncodedDataset]:
     """The same rows in pieces of one shard each (the last may be shorter); all of one law and shape."""
     waiting: list[EncodedDataset] = []
+    first: EncodedDataset | None = None
     count = 0
     for batch in batches:
+        first = batch if first is None else first
+        _check_alike(first, batch)
         rows = shard_rows(batch.image_shape, shard_size)
         start = 0
         while start < len(batch):
@@ -274,25 +275,26 @@ def rebatch(batches: Iterable[EncodedDataset], shard_size: int | None) -> Iterat
             waiting.append(piece)
             count, start = count + len(piece), start + len(piece)
             if count == rows:
-                yield concatenate(waiting)
+                yield _concatenate(waiting)
                 waiting, count = [], 0
     if waiting:
-        yield concatenate(waiting)
+        yield _concatenate(waiting)
 
 
-def concatenate(parts: list[EncodedDataset]) -> EncodedDataset:
-    """Rows of several data sets of one law, shape and classes, one after the other."""
+def _concatenate(parts: list[EncodedDataset]) -> EncodedDataset:
     first = parts[0]
     if len(parts) == 1:
         return first
-    for part in parts[1:]:
-        if (part.config, part.scheme, part.class_names) != (first.config, first.scheme, first.class_names):
-            raise InvalidInputError("batches differ in law or classes", hint="save them in different folders")
-        if part.image_shape != first.image_shape:
-            raise InvalidInputError("batches differ in image shape", hint="save them in different folders")
     images = torch.cat([part.images for part in parts])
     labels = torch.cat([part.labels for part in parts])
     return EncodedDataset(images, labels, first.class_names, first.config, first.scheme)
+
+
+def _check_alike(first: EncodedDataset, batch: EncodedDataset) -> None:
+    if (batch.config, batch.scheme, batch.class_names) != (first.config, first.scheme, first.class_names):
+        raise InvalidInputError("batches differ in law or classes", hint="save them in different folders")
+    if batch.image_shape != first.image_shape:
+        raise InvalidInputError("batches differ in image shape", hint="save them in different folders")
 
 
 def shard_name(index: int) -> str:

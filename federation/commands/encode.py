@@ -1,0 +1,215 @@
+"""``instahide encode``: private images in, an encoded folder out, the exposure charged."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+
+import typer
+
+from .inspect import check_format, law_in_words, manifest_in_numbers
+
+if TYPE_CHECKING:
+    from instahide.encode_job import EncodeResult
+    from instahide.images import ImageSet
+
+WORTH = (
+    "InstaHide is broken: with enough encodings the images can be rebuilt (Carlini et al. 2020). "
+    "Treat this folder as sensitive; `instahide attack` measures what it leaks."
+)
+
+
+def encode(
+    private: Annotated[
+        Path, typer.Argument(help="Images to encode: folder, .npz, idx, CIFAR batches, DICOM folder, CSV.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="New or empty folder for the encodings.", metavar="DIR")],
+    public: Annotated[
+        Path | None, typer.Option(help="Public images to mix in; without it all sources are private.")
+    ] = None,
+    num_mixed: Annotated[int, typer.Option(min=1, max=16, help="k, images in one encoding.")] = 4,
+    num_private: Annotated[
+        int, typer.Option(min=1, max=16, help="Private ones among them (with --public).")
+    ] = 2,
+    epochs: Annotated[
+        int, typer.Option(min=1, help="Encodings of each image; above 1 raise --max-releases too.")
+    ] = 1,
+    mode: Annotated[
+        str, typer.Option(help="hardened, compat (the published law, for research) or mixup (no sign mask).")
+    ] = "hardened",
+    coefficient_law: Annotated[str, typer.Option(help="folded-normal or dirichlet.")] = "folded-normal",
+    quantization_bits: Annotated[
+        int | None,
+        typer.Option(min=2, max=16, help="Bits of each stored value.", show_default="8 in hardened mode"),
+    ] = None,
+    ledger: Annotated[
+        Path | None,
+        typer.Option(
+            help="Exposure ledger to charge.",
+            show_default="$INSTAHIDE_LEDGER, else instahide/exposure.sqlite3 in the user's state folder",
+        ),
+    ] = None,
+    max_releases: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Encodings of any one image that may ever be released.",
+            show_default="1 in hardened mode, else no limit",
+        ),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="train, test or val: the part to encode.",
+            show_default="train, or all where there are no parts",
+        ),
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(min=1, help="Resize to this many pixels a side.", show_default="as stored")
+    ] = None,
+    shard_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Rows in a file.", show_default="up to 8192, or 64 MiB of float32"),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Finish an interrupted run of this command.")
+    ] = False,
+    format: Annotated[str, typer.Option(help="text or json.", metavar="text|json")] = "text",
+) -> None:
+    """Encode private images into a folder of safetensors shards and a manifest.
+
+    Each image is charged to the exposure ledger before anything is written: by default one
+    encoding of an image may ever leave, and a second run over the same images is refused. The
+    ledger knows images by their pixels, wherever the files lie. Encodings are not encrypted
+    and not anonymous.
+
+    An interrupted run leaves no data set behind, and the same command with --resume finishes it
+    without a second charge for the images.
+
+    Exit codes: 0 written · 2 wrong input · 3 over the release budget · 4 damaged file · 130 interrupted.
+
+    Examples:
+
+        instahide encode scans/ --out encoded/
+
+        instahide encode scans/ --out encoded/ --public natural_patches.npz --num-mixed 6 --num-private 2
+    """
+    check_format(format)
+    from instahide.encode_job import encode_to_folder
+    from instahide.encoder_config import EncoderConfig
+    from instahide.exposure import ExposureLedger, default_ledger_path
+
+    config = EncoderConfig(
+        num_mixed=num_mixed,
+        num_private=min(num_private, num_mixed) if public is None else num_private,
+        mode=mode,
+        coefficient_law=coefficient_law,
+        quantization_bits=quantization_bits,
+    )
+    with _warnings_in_plain_words():
+        images = _load(private, split=split, image_size=image_size)
+        pool = None if public is None else _load_public(public, images)
+        charged = ExposureLedger(ledger or default_ledger_path())
+        try:
+            with _progress_bar() as on_progress:
+                result = encode_to_folder(
+                    config,
+                    out,
+                    private=images,
+                    public=pool,
+                    ledger=charged,
+                    epochs=epochs,
+                    max_releases="default" if max_releases is None else max_releases,
+                    shard_size=shard_size,
+                    resume=resume,
+                    on_progress=on_progress,
+                )
+        except KeyboardInterrupt:
+            typer.echo(f"{out} is unfinished; run the same command with --resume to finish it", err=True)
+            raise
+    _report(result, charged.path, format)
+
+
+def _load(path: Path, *, split: str | None, image_size: int | None) -> ImageSet:
+    from instahide.errors import InvalidInputError
+    from instahide.readers import load_images
+
+    if split is None:
+        return load_images(path, image_size=image_size)
+    if split not in ("train", "test", "val"):
+        raise InvalidInputError(f"--split is {split!r}", hint="use train, test or val")
+    return load_images(path, split=cast(Literal["train", "test", "val"], split), image_size=image_size)
+
+
+def _load_public(path: Path, private: ImageSet) -> ImageSet:
+    """The pool in the private images' size and colour; its labels, if any, play no part."""
+    from instahide.images import ImageSet
+    from instahide.readers import load_images
+
+    channels, height, width = private.image_shape
+    pool = load_images(path, image_size=height if height == width else None, channels=channels)
+    return ImageSet(pool.images)
+
+
+def _report(result: EncodeResult, ledger: Path, format: str) -> None:
+    if format == "json":
+        import json
+
+        typer.echo(json.dumps(_in_numbers(result, ledger), indent=2))
+        return
+    manifest = result.manifest
+    megabytes = sum(shard.bytes for shard in manifest.shards) / 1e6
+    lines = [
+        f"encoded {manifest.images_per_epoch:,} images x {manifest.epochs} epoch(s) into {result.path} "
+        f"({len(manifest.shards)} shard(s), {megabytes:.1f} MB)",
+        f"  law       {law_in_words(manifest.law, manifest.scheme)}",
+        f"  exposure  charged per image: {result.own_uses} own, {result.partner_uses} as partner; "
+        f"ledger {ledger}",
+    ]
+    if result.rows_kept_from_before:
+        lines.append(f"  resumed   {result.rows_kept_from_before:,} rows were already there")
+    if result.copies_left_out:
+        lines.append(
+            f"  left out  {result.copies_left_out:,} exact copies of other images: the release budget has no "
+            "room for a second encoding of one picture (--max-releases)"
+        )
+    typer.echo("\n".join([*lines, f"  worth     {WORTH}"]))
+
+
+def _in_numbers(result: EncodeResult, ledger: Path) -> dict[str, Any]:
+    return {
+        "path": str(result.path),
+        **manifest_in_numbers(result.manifest),
+        "copies_left_out": result.copies_left_out,
+        "rows_kept_from_before": result.rows_kept_from_before,
+        "own_uses_charged": result.own_uses,
+        "partner_uses_charged": result.partner_uses,
+        "ledger": str(ledger),
+        "worth": WORTH,
+    }
+
+
+@contextmanager
+def _progress_bar() -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr where somebody watches; silent in a pipe."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("encoding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task("encoding", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def _warnings_in_plain_words() -> Iterator[None]:
+    """Show a warning as one line, without the place in the source it came from."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+        yield
