@@ -111,7 +111,7 @@ def reply_with(arrays: Arrays, node: int, request: RoundRequest, **metrics: Any)
         "train-seconds": 0.005,
         "worker-seconds": 0.008,
     }
-    values = measured | (trained if request.kind == TRAIN else {})
+    values = (measured if request.evaluate else {}) | (trained if request.kind == TRAIN else {})
     values |= {name.replace("_", "-"): value for name, value in metrics.items()}
     return SiteReply(site_name=NAMES.get(node, "somebody"), metrics=values, arrays=arrays)
 

@@ -102,7 +102,7 @@ def test_a_round_goes_on_with_the_survivors_at_the_deadline(tmp_path):
     config = prepare(tmp_path, num_server_rounds=2, round_deadline=60.0)
     _, _, clock = run(config, behaviour=only_when(CORK, 1, None))
     missing = events(config, "site-missing")
-    assert [(line["round"], line["site"]) for line in missing][0] == (1, "Cork")
+    assert (missing[0]["round"], missing[0]["site"]) == (1, "Cork")
     assert "60 s" in missing[0]["reason"]
     assert events(config, "round-finished")[0]["sites"] == ["Anna", "Bern"]
     assert 60.0 <= clock.now < 75.0

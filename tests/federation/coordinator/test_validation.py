@@ -66,7 +66,7 @@ def bad_arrays(draw):
         shapes = [
             (1,),
             (1, 1),
-            array.shape + (1,),
+            (*array.shape, 1),
             (1, *array.shape),
             (0,),
             array.shape[::-1],
@@ -232,9 +232,17 @@ def test_a_site_without_test_images_does_not_disturb_the_average():
 
 @pytest.mark.parametrize(
     "text",
-    ["[]", "{", '{"x": "Anna"}', '{"1": ""}', '{"1": {"name": "A", "color": 1}}', '{"1": {"name": "A", "num-examples": -1}}',
-     '{"1": "A", "2": "A"}', '{"1": "a\\nb"}'],
-)  # fmt: skip
+    [
+        "[]",
+        "{",
+        '{"x": "Anna"}',
+        '{"1": ""}',
+        '{"1": {"name": "A", "color": 1}}',
+        '{"1": {"name": "A", "num-examples": -1}}',
+        '{"1": "A", "2": "A"}',
+        '{"1": "a\\nb"}',
+    ],
+)
 def test_a_wrong_sites_file_is_refused(tmp_path, text):
     (tmp_path / "sites.json").write_text(text)
     with pytest.raises(InvalidInputError, match=r"sites\.json"):
