@@ -81,7 +81,9 @@ def _print(report: DatasetReport, *, too_many_bad: bool) -> None:
         console.print(f"note: {note}", markup=False)
     if too_many_bad:
         console.print(f"[red]{report.bad_fraction:.1%} of the files cannot be used[/red]")
-    if not (too_many_bad or report.has_leaks):
+    if len(report.splits) < 2:
+        console.print("one split only: leaks between splits cannot be looked for")
+    elif not report.has_leaks:
         console.print("[green]no leaks between splits found[/green]")
 
 

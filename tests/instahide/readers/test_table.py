@@ -92,7 +92,10 @@ def test_rows_without_a_label_or_split_are_set_aside(tmp_path, save_picture):
     write(tmp_path / "m.csv", "path,label,split", "1.png,a,train", "2.png,,train", "3.png,a,")
     reading = read_images(tmp_path / "m.csv", max_bad_fraction=0.7)
     assert len(reading.images) == 1
-    assert [file.reason for file in reading.quarantined] == ["no label in the manifest", "no split in the manifest"]
+    assert [file.reason for file in reading.quarantined] == [
+        "no label in the manifest",
+        "no split in the manifest",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -123,7 +126,9 @@ def test_no_message_quotes_a_subject(tmp_path, save_picture):
     write(tmp_path / "m.csv", "path,label,patient,split", "1.png,a,SECRET-ID,train", "2.png,a,SECRET-ID,dev")
     with pytest.raises(InstaHideError) as caught:
         load_images(tmp_path / "m.csv")
-    write(tmp_path / "m.csv", "path,label,patient,split", "1.png,a,SECRET-ID,train", "2.png,a,SECRET-ID,train")
+    write(
+        tmp_path / "m.csv", "path,label,patient,split", "1.png,a,SECRET-ID,train", "2.png,a,SECRET-ID,train"
+    )
     with pytest.raises(InstaHideError) as again:
         load_images(tmp_path / "m.csv")
     assert "SECRET-ID" not in str(caught.value) + str(again.value)
