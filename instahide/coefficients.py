@@ -26,7 +26,9 @@ from .encoder_config import EncoderConfig
 from .errors import RefusedError
 from .randomness import Keystream
 
-_MAX_ROUNDS = 4000
+_MAX_ROUNDS = 1000
+_MIN_DRAWS = 64
+"""Few missing rows are drawn for many at a time; the first accepted ones are taken, in order."""
 
 
 def draw_coefficients(
@@ -44,21 +46,19 @@ def draw_coefficients(
     if k == 1:
         return np.ones((count, 1))
     rows = np.empty((count, k))
-    missing = np.arange(count)
+    done = 0
     for _ in range(_MAX_ROUNDS):
-        if not missing.size:
-            return rows
-        drawn = _draw_once(stream, missing.size, config)
+        drawn = _draw_once(stream, max(count - done, _MIN_DRAWS), config)
         if config.coefficient_grid is not None:
             drawn = round_to_grid(drawn, config.coefficient_grid)
-        accepted = _within_bounds(drawn, config, num_private)
-        rows[missing[accepted]] = drawn[accepted]
-        missing = missing[~accepted]
-    if not missing.size:
-        return rows
+        accepted = drawn[_within_bounds(drawn, config, num_private)][: count - done]
+        rows[done : done + len(accepted)] = accepted
+        done += len(accepted)
+        if done == count:
+            return rows
     raise RefusedError(
         f"no coefficients within max_coefficient={config.max_coefficient} and min_private_sum="
-        f"{config.min_private_sum} for {missing.size} of {count} rows in {_MAX_ROUNDS} draws",
+        f"{config.min_private_sum} for {count - done} of {count} rows in {_MAX_ROUNDS} rounds of draws",
         hint="relax the bounds; the published values are 0.65 and 0.3",
     )
 

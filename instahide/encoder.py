@@ -64,6 +64,7 @@ class Encoder:
 
     Raises:
         InvalidInputError: data the law cannot be applied to; the message says what and why.
+        RefusedError: coefficient bounds that practically no draw meets.
 
     Warns:
         FewPixelsWarning: images with fewer than 128 values.
@@ -82,6 +83,8 @@ class Encoder:
         self._device = torch.device(device)
         self._gpu = self._gpu_mixer()
         self._randomness = Randomness()
+        # One draw now, thrown away: bounds that hardly any draw meets are refused here, not mid-epoch.
+        Draws(self._randomness, self.config).coefficients(1, self._num_bounded)
 
     def __repr__(self) -> str:
         return f"Encoder({self.config}, scheme={self.scheme!r}, private={self._private})"
@@ -95,6 +98,11 @@ class Encoder:
     def public_pool_size(self) -> int:
         """Public images in use, after the texture filter; 0 in the inside scheme."""
         return 0 if self._public is None else len(self._public.rows)
+
+    @property
+    def _num_bounded(self) -> int | None:
+        """How many coefficients of a row ``min_private_sum`` is about; ``None``: it has no say."""
+        return None if self._public is None else self.config.num_private
 
     def encode_epoch(self) -> EncodedDataset:
         """N rows in the data's order, each image once as own; fresh secrets every call."""
@@ -145,7 +153,7 @@ class Encoder:
         for first in range(start, len(private), batch_size):
             own = np.arange(first, min(first + batch_size, len(private)))
             rows = np.concatenate([own[:, None], partners[own]], axis=1)
-            coefficients = draws.coefficients(len(own), None if self._public is None else config.num_private)
+            coefficients = draws.coefficients(len(own), self._num_bounded)
             images = new_output((len(own), *private.image_shape), self._device)
             self._mix(draws, self._sources(draws, rows), coefficients, images)
             weights_of_private = coefficients[:, : config.num_private]
