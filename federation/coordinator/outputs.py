@@ -95,9 +95,7 @@ class RunDirectory:
     def write_model(self, weights: Arrays, config: RunConfig, server_round: int) -> Path:
         """Write the final model with its public description as metadata."""
         path = self.path / "model.safetensors"
-        contiguous = {
-            name: np.asarray(array, order="C") for name, array in weights.items()
-        }
+        contiguous = {name: np.asarray(array, order="C") for name, array in weights.items()}
         metadata = {
             "format": "instahide-fl model 1",
             "model": config.model,

@@ -127,7 +127,9 @@ class UpdateValidator:
             raise RejectedUpdateError(f"the update's norm is {norm:.6g}; max-update-norm is {bound:g}")
         shrink = bound / norm
         clipped = {
-            name: np.asarray(array + shrink * (update.arrays[name].astype(np.float64) - array), dtype=np.float32)
+            name: np.asarray(
+                array + shrink * (update.arrays[name].astype(np.float64) - array), dtype=np.float32
+            )
             for name, array in reference.items()
         }
         return replace(update, arrays=clipped, norm=norm, clipped=True)

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from federation.config import RunConfig
+from federation.coordinator import aggregation
 from federation.coordinator.aggregation import build_aggregator
 from federation.coordinator.validation import Update
 from instahide.errors import FederationError, InvalidInputError
@@ -93,6 +94,15 @@ def test_trimmed_mean_equals_flowers_where_flower_trims_at_all():
     given_updates = updates(10)
     result = ours("trimmed-mean", weights(99), given_updates, trim_fraction=0.2, minimum_sites=3)
     assert_close(result, flowers(FedTrimmedAvg(beta=0.2), given_updates), 2e-6)
+
+
+def test_the_robust_rules_work_on_arrays_larger_than_a_block(monkeypatch):
+    whole = {
+        rule: ours(rule, weights(99), updates(5), minimum_sites=3) for rule in ("median", "trimmed-mean")
+    }
+    monkeypatch.setattr(aggregation, "COLUMNS_AT_ONCE", 7)
+    for rule, expected in whole.items():
+        assert_close(ours(rule, weights(99), updates(5), minimum_sites=3), expected, 0.0)
 
 
 def test_trimmed_mean_over_three_sites_drops_one_at_either_end():
