@@ -7,7 +7,7 @@ the two that differ named, because a silent resize is a change of the data.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from contextlib import closing
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,19 +39,20 @@ def assemble_files(
     kept: list[Item] = []
     subjects: list[str | None] = []
     bad: list[QuarantinedFile] = []
-    for item, outcome in zip(part.items, decode_each(part.items, limits, how.bit_depth, formed), strict=True):
-        if isinstance(outcome, QuarantinedFile):
-            bad.append(outcome)
-            continue
-        pixels = outcome.pixels
-        if images is None:
-            check_decoded_size(len(part.items) * pixels.nbytes, f"{len(part.items)} pictures", limits)
-            images = np.empty((len(part.items), *pixels.shape), dtype=np.uint8)
-        if pixels.shape != images.shape[1:]:
-            raise _differ(kept[0].name, images[0], item.name, pixels)
-        images[len(kept)] = pixels
-        kept.append(item)
-        subjects.append(outcome.subject)
+    with closing(decode_each(part.items, limits, how.bit_depth, formed)) as outcomes:
+        for item, outcome in zip(part.items, outcomes, strict=True):
+            if isinstance(outcome, QuarantinedFile):
+                bad.append(outcome)
+                continue
+            pixels = _with_channel_axis(outcome.pixels)
+            if images is None:
+                check_decoded_size(len(part.items) * pixels.nbytes, f"{len(part.items)} pictures", limits)
+                images = np.empty((len(part.items), *pixels.shape), dtype=np.uint8)
+            if pixels.shape != images.shape[1:]:
+                raise _differ(kept[0].name, images.shape[1:], item.name, pixels.shape)
+            images[len(kept)] = pixels
+            kept.append(item)
+            subjects.append(outcome.subject)
     if images is None:
         return None, tuple(bad)
     items = tuple(kept)
@@ -59,20 +60,19 @@ def assemble_files(
     if labels is not None and catalogue.class_names is not None:
         _refuse_patient_classes([catalogue.class_names[label] for label in labels], subjects)
     names = None if labels is None else catalogue.class_names
-    return ImageSet(_axes(images[: len(items)]), labels, names, _subject_ids(items, subjects)), tuple(bad)
+    return ImageSet(images[: len(items)], labels, names, _subject_ids(items, subjects)), tuple(bad)
 
 
-def _axes(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """(N, H, W) or (N, H, W, 3) to (N, C, H, W), so that no shape is left to guess."""
-    return images[:, None] if images.ndim == 3 else np.ascontiguousarray(np.moveaxis(images, 3, 1))
+def _with_channel_axis(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(H, W) or (H, W, 3) to (C, H, W), so that no shape is left to guess."""
+    return pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, 2, 0)
 
 
 def assemble_array(part: ArrayPart, class_names: tuple[str, ...] | None, how: Presentation) -> ImageSet:
     """The ImageSet of a split in one array; memory-mapped images stay so unless they must change."""
     images = array_images(part, how.bit_depth)
     if how.changes_pixels and len(images):
-        images = np.stack([present(plain(image), how) for image in images])
-        images = _axes(images)
+        images = np.stack([_with_channel_axis(present(plain(image), how)) for image in images])
     return ImageSet(images, part.labels, None if part.labels is None else class_names, part.subjects)
 
 
@@ -98,14 +98,15 @@ def plain(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return image[0] if image.shape[0] == 1 else np.moveaxis(image, 0, 2)
 
 
-def _differ(name: str, first: NDArray[Any], other_name: str, other: NDArray[Any]) -> InvalidInputError:
-    if first.shape[:2] != other.shape[:2]:
-        sizes = [f"{shape[1]}x{shape[0]}" for shape in (first.shape, other.shape)]
+def _differ(name: str, first: tuple[int, ...], other_name: str, other: tuple[int, ...]) -> InvalidInputError:
+    """The error that names two pictures whose (C, H, W) differ."""
+    if first[1:] != other[1:]:
+        sizes = [f"{width}x{height}" for _, height, width in (first, other)]
         return InvalidInputError(
             f"pictures differ in size: {name} is {sizes[0]} and {other_name} is {sizes[1]} (width x height)",
             hint="give image_size=S to bring all to SxS (fit='crop' cuts the centre, fit='pad' keeps it all)",
         )
-    kinds = ["grey" if shape.ndim == 2 else "colour" for shape in (first, other)]
+    kinds = ["grey" if shape[0] == 1 else "colour" for shape in (first, other)]
     return InvalidInputError(
         f"pictures differ in colour: {name} is {kinds[0]} and {other_name} is {kinds[1]}",
         hint="give channels=1 (all grey) or channels=3 (all colour)",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -48,10 +48,11 @@ def decode_file(item: Item, limits: Limits, bit_depth: int) -> Decoded:
 
 def decode_each(
     items: Sequence[Item], limits: Limits, bit_depth: int, use: Callable[[int, Decoded], Result]
-) -> Iterator[Result | QuarantinedFile]:
+) -> Generator[Result | QuarantinedFile, None, None]:
     """``use(index, decoded)`` of each file in order, or the file's QuarantinedFile.
 
-    ``use`` runs in a worker thread and may raise UnreadableError to set the file aside.
+    ``use`` runs in a worker thread and may raise UnreadableError to set the file aside. Close the
+    generator when stopping early: the threads and the silenced decoders end with it.
     """
 
     def one(index: int) -> Result | QuarantinedFile:

@@ -19,6 +19,7 @@ from .limits import Limits, UnreadableError
 from .presentation import to_eight_bits
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".pgm", ".ppm", ".webp"})
+ORIENTATION = 0x0112  # EXIF 2.3 tag: which side of the stored picture is up
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "PPM", "WEBP")
 
 
@@ -37,7 +38,9 @@ def decode_picture(data: bytes, limits: Limits, bit_depth: int) -> tuple[NDArray
         if image.format != "MPO" and getattr(image, "n_frames", 1) != 1:
             raise UnreadableError("several pages or frames in one file")
         image.load()
-        return _to_array(ImageOps.exif_transpose(image), bit_depth)
+        if image.getexif().get(ORIENTATION, 1) != 1:
+            image = ImageOps.exif_transpose(image)
+        return _to_array(image, bit_depth)
     except UnreadableError:
         raise
     except UnidentifiedImageError:
