@@ -93,10 +93,13 @@ def send_frame(connection: socket.socket, frame: Frame, *, timeout: float | None
     Raises:
         FrameError: the frame is not sendable, the other end left, or time ran out.
     """
-    head, payload = encode_frame(frame)
+    _send(connection, encode_frame(frame), timeout)
+
+
+def _send(connection: socket.socket, parts: tuple[bytes, bytes], timeout: float | None) -> None:
     deadline = _Deadline(timeout)
     try:
-        for part in (head, payload):
+        for part in parts:
             view = memoryview(part)
             while view:
                 deadline.apply(connection)
@@ -293,6 +296,7 @@ def ask(
     Raises:
         FederationError: nobody listens there, we are not let in, or the answer is no frame.
     """
+    parts = encode_frame(frame)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(connect_timeout)
         try:
@@ -302,7 +306,7 @@ def ask(
                 f"the site worker is not there ({type(error).__name__})",
                 hint="start it with `instahide node start`, and check that both name the same socket",
             ) from error
-        send_frame(connection, frame, timeout=timeout)
+        _send(connection, parts, timeout)
         answer = receive_frame(connection, max_payload_bytes=max_payload_bytes, timeout=timeout)
     if answer is None:
         raise FederationError(

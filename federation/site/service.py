@@ -174,7 +174,7 @@ class Service:
             return self._refusal(error.message, error.hint)
         except MemoryError:
             return self._refusal("the site ran out of memory", "a smaller batch-size or model may fit")
-        except Exception as error:
+        except BaseException as error:  # a SystemExit in the work must not end the conversation
             logger.warning("a request failed: %s", describe_fault(error))
             return self._refusal(
                 f"the site failed unexpectedly ({type(error).__name__})", "its log says where"

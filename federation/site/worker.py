@@ -48,7 +48,7 @@ from instahide.training_config import TrainingConfig
 from ..frames import BUNDLE_KEY, Frame
 from ..messages import SiteReply
 from .dataset import SiteData, load_site_data, register
-from .listener import Listener, check_socket_path
+from .listener import Listener
 from .log import path_scrubber, set_up_logging
 from .policy import load_policy
 from .round_task import SiteTasks
@@ -99,17 +99,18 @@ def open_site(config: WorkerConfig, *, accept_changed_data: bool = False) -> Sit
 def run_worker(config: WorkerConfig, *, accept_changed_data: bool = False) -> int:
     """Serve until SIGTERM or SIGINT; returns the exit code."""
     scrub = path_scrubber(_paths(config))
-    check_socket_path(config.path(config.socket))
     torch.set_num_threads(config.threads)
-    site = open_site(config, accept_changed_data=accept_changed_data)
-    _warn_early(site)
-    _warm_up(config)
     limits = ServiceLimits(
         max_payload_bytes=config.max_payload_bytes, busy_wait_seconds=config.busy_wait_seconds
     )
+    # The door first: a second worker is refused before it reads a single image, and a relay that
+    # knocks while the data are loaded is served as soon as they are.
     with Listener(
         config.path(config.socket), allowed_uids=config.uids, group=config.socket_group
     ) as listener:
+        site = open_site(config, accept_changed_data=accept_changed_data)
+        _warn_early(site)
+        _warm_up(config)
         service = Service(listener, config.site_name, _answering(site.tasks), limits, scrub=scrub)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: service.stop())
