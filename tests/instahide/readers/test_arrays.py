@@ -158,6 +158,13 @@ def test_pickled_objects_are_never_loaded(tmp_path, monkeypatch):
     assert not (tmp_path / "pickle-was-run").exists()
 
 
+def test_an_array_of_addresses_is_refused_for_what_it_is(tmp_path):
+    # The size is right (8 bytes an object), so that only the type can give it away.
+    (tmp_path / "d.npy").write_bytes(npy_header((2, 2, 2), "|O") + bytes(64))
+    with pytest.raises(IntegrityError, match="pickled objects, which are never loaded"):
+        load_images(tmp_path / "d.npy")
+
+
 def test_a_header_that_declares_more_than_the_file_holds_takes_no_memory(tmp_path):
     (tmp_path / "d.npy").write_bytes(npy_header((10**6, 10**6)) + b"x")
     with pytest.raises(IntegrityError, match="declares 1,000,000,000,000 bytes of data and holds 1"):

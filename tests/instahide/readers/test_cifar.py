@@ -159,6 +159,12 @@ def test_hostile_opcodes_are_refused(hostile):
         load_plain_pickle(hostile)
 
 
+def test_a_name_that_is_not_numpys_is_refused_before_any_call():
+    for text in (b"cos\nsystem\n.", b"\x8c\x02os\x8c\x06system\x93."):
+        with pytest.raises(PlainPickleError, match="a name that is not numpy's array"):
+            load_plain_pickle(text)
+
+
 def test_deep_nesting_and_huge_memo_numbers_cost_nothing():
     deep = b")" + b"\x85" * 300_000 + b"."  # a tuple in a tuple in a tuple ...
     load_plain_pickle(deep)
