@@ -34,7 +34,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from .atomic import atomic_write_bytes, atomic_write_text
 from .encoded_dataset import EncodedDataset
@@ -42,9 +41,9 @@ from .encoder import Encoder
 from .encoder_config import EncoderConfig
 from .errors import InstaHideError, IntegrityError, InvalidInputError, RefusedError
 from .exposure import RELEASED, ExposureLedger
+from .fingerprints import Fingerprints
 from .images import ImageSet
 from .manifest import MANIFEST_NAME, Manifest, ShardRecord, read_manifest, write_manifest
-from .mapped_pages import drop_mapped_pages
 from .randomness import Randomness
 from .storage import (
     PRIVATE_FILE,
@@ -91,7 +90,6 @@ def encode_to_folder(
     max_releases: int | Literal["default"] | None = "default",
     max_partner_uses: int | None = None,
     shard_size: int | None = None,
-    texture_filter_version: int | str | None = None,
     resume: bool = False,
     on_progress: Progress | None = None,
 ) -> EncodeResult:
@@ -115,15 +113,14 @@ def encode_to_folder(
     if epochs < 1:
         raise InvalidInputError(f"epochs is {epochs}", hint="1 is one encoding of each image")
     budget = default_max_releases(config) if max_releases == "default" else max_releases
-    kept = _without_copies(private, ledger, None if budget is None else budget // epochs)
+    kept, fingerprints = _within_budget(private, ledger, None if budget is None else budget // epochs)
     encoder = Encoder(config, private=kept, public=public)
     settings = {
         "law": encoder.config.to_dict(),
         "scheme": encoder.scheme,
         "epochs": epochs,
         "shard_rows": shard_rows(kept.image_shape, shard_size),
-        "images": ledger.commitment(kept),
-        "texture_filter_version": texture_filter_version,
+        "images": fingerprints.commitment,
     }
     with _locked_folder(Path(path)) as folder:
         job = _Job.resume(folder, settings) if resume else None
@@ -131,7 +128,7 @@ def encode_to_folder(
         kept_rows = sum(shard.num_images for shard in job.shards)
         manifest = job.finished_manifest()
         if manifest is None:
-            partner = job.charge(ledger, kept, encoder, budget, max_partner_uses)
+            partner = job.charge(ledger, fingerprints, encoder, budget, max_partner_uses)
             manifest = job.encode_rest(encoder, kept, on_progress)
         else:
             partner = job.partner_uses(encoder)
@@ -243,7 +240,7 @@ class _Job:
     def charge(
         self,
         ledger: ExposureLedger,
-        images: ImageSet,
+        images: Fingerprints,
         encoder: Encoder,
         max_releases: int | None,
         max_partner_uses: int | None,
@@ -284,7 +281,6 @@ class _Job:
             class_names=images.class_names or (),
             epochs=epochs,
             row_order="shuffled-within-shards" if shuffled else "data",
-            texture_filter_version=self.settings["texture_filter_version"],
         )
         write_manifest(self.folder, manifest, mode=PRIVATE_FILE)
         return manifest
@@ -299,7 +295,7 @@ class _Job:
         rows = int(self.settings["shard_rows"])
         batch = max(1, min(rows, _BATCH_BYTES // (4 * int(np.prod(images.image_shape)))))
         batches = encoder.encode_batches(batch, start=self._rows_done() % len(images))
-        return rebatch(_dropping_pages(batches, images), rows)
+        return rebatch(batches, rows)
 
     def _write(self, shard: EncodedDataset) -> None:
         record, data = serialize_shard(len(self.shards), shard)
@@ -311,35 +307,23 @@ class _Job:
         self.save()
 
 
-def _without_copies(images: ImageSet, ledger: ExposureLedger, allowed: int | None) -> ImageSet:
-    """The first ``allowed`` copies of each image, in order; the set itself if none is too many."""
-    if allowed is None or allowed < 1:  # below one release the ledger will refuse, with its reason
-        return images
-    kept = _first_copies(ledger.digests(images), allowed)
-    return images if kept.all() else images.subset(kept)
-
-
-def _first_copies(digests: NDArray[np.uint8], allowed: int) -> NDArray[np.bool_]:
-    """(N,) true where a row is among the first ``allowed`` rows equal to it."""
-    whole = np.ascontiguousarray(digests).view(f"V{digests.shape[1]}")[:, 0]
-    order = np.argsort(whole, kind="stable")
-    new_group = np.append(True, whole[order][1:] != whole[order][:-1])
-    starts = np.flatnonzero(new_group)
-    place = np.arange(len(order)) - starts[np.cumsum(new_group) - 1]
-    kept = np.empty(len(order), bool)
-    kept[order] = place < allowed
-    return kept
+def _within_budget(
+    images: ImageSet, ledger: ExposureLedger, allowed: int | None
+) -> tuple[ImageSet, Fingerprints]:
+    """The first ``allowed`` copies of each image; below one the ledger will refuse, with its reason."""
+    fingerprints = ledger.fingerprints(images)
+    if allowed is None or allowed < 1:
+        return images, fingerprints
+    kept = fingerprints.first_copies(allowed)
+    if kept.all():
+        return images, fingerprints
+    fewer = images.subset(kept)
+    return fewer, ledger.fingerprints(fewer)
 
 
 def _shuffled(shard: EncodedDataset) -> EncodedDataset:
     order = torch.from_numpy(Randomness().stream("partners").permutation(len(shard)))
     return replace(shard, images=shard.images[order], labels=shard.labels[order])
-
-
-def _dropping_pages(batches: Iterator[EncodedDataset], images: ImageSet) -> Iterator[EncodedDataset]:
-    for batch in batches:
-        drop_mapped_pages(images.images)
-        yield batch
 
 
 @contextmanager

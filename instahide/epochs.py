@@ -47,7 +47,8 @@ class EncodedEpochs:
 
     Args:
         encoder: encodes ``images``.
-        images: the private images, as given to the encoder; the ledger counts them.
+        images: the private images, as given to the encoder; the ledger counts them. A budget of
+            one has no room for copies: take ``ledger.without_copies(images)`` for both.
         ledger: where exposure is charged; ``None`` only where nothing leaves the process.
         kind: which exposure: ``"through-updates"`` or ``"released"``.
         max_fresh: encodings of each image over the ledger's whole life (without a ledger: over
@@ -74,11 +75,12 @@ class EncodedEpochs:
             raise InvalidInputError(f"max_fresh is {max_fresh}", hint="training needs at least one encoding")
         if folder is not None and ledger is None:
             raise InvalidInputError("an encoding is kept but not charged", hint="give a ledger as well")
-        self._encoder, self._images = encoder, images
+        self._encoder = encoder
         self._ledger, self._kind, self._max_fresh = ledger, kind, max_fresh
         self._folder = folder
         self._current: EncodedDataset | None = None
-        commitment = ledger.commitment(images) if ledger is not None else ""
+        self._fingerprints = ledger.fingerprints(images) if ledger is not None else None
+        commitment = self._fingerprints.commitment if self._fingerprints is not None else ""
         self._state = _State(secrets.token_hex(16), commitment, encoder.config.to_dict())
         if folder is not None:
             self._take_up(folder)
@@ -106,14 +108,14 @@ class EncodedEpochs:
 
     def _may_be_fresh(self) -> bool:
         """Charge the next fresh encoding; False when the budget has no room for it."""
-        if self._ledger is None:
+        if self._ledger is None or self._fingerprints is None:
             return self._max_fresh is None or self._state.num_fresh < self._max_fresh
         used_up = self._max_fresh is not None and self._state.num_fresh >= self._max_fresh
         if used_up and self._current is not None:
             return False  # known without reading every image again
         try:
             self._ledger.reserve(
-                self._images,
+                self._fingerprints,
                 kind=self._kind,
                 own=1,
                 partner=self._encoder.partner_uses_per_epoch,

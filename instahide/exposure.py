@@ -29,13 +29,11 @@ The file is SQLite in WAL mode, fully synchronous: a reservation that returned s
 
 from __future__ import annotations
 
-import hashlib
 import os
 import secrets
 import sqlite3
-import struct
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -45,18 +43,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import IntegrityError, InvalidInputError, RefusedError
+from .fingerprints import Fingerprints, fingerprint
 from .images import ImageSet
-from .mapped_pages import drop_mapped_pages
 
 RELEASED = "released"
 THROUGH_UPDATES = "through-updates"
 KINDS = (RELEASED, THROUGH_UPDATES)
 
 FORMAT_VERSION = 1
-DIGEST_BYTES = 32
 LEDGER_VARIABLE = "INSTAHIDE_LEDGER"
 _WAIT_SECONDS = 120.0  # for another process's transaction; one million images take a few seconds
-_CHUNK_BYTES = 16 << 20
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS ledger (id INTEGER PRIMARY KEY CHECK (id = 1), format_version INTEGER, salt BLOB);
@@ -146,7 +142,7 @@ class ExposureLedger:
 
     def reserve(
         self,
-        images: ImageSet,
+        images: ImageSet | Fingerprints,
         *,
         kind: str,
         own: int = 1,
@@ -170,35 +166,34 @@ class ExposureLedger:
         for name, number in [("own", own), ("partner", partner)]:
             if number < 0:
                 raise InvalidInputError(f"{name}={number} uses is negative", hint="uses only ever rise")
-        digests = self.digests(images)
+        fingerprints = self._fingerprints(images)
         token = secrets.token_hex(16) if job is None else job
         numbers: dict[str, int | str] = {"kind": kind, "own": own, "partner": partner}
-        images_hash = _commitment(self._salt, digests)
         with self._connection() as connection:
-            _fill_wanted(connection, digests)
+            _fill_wanted(connection, fingerprints)
             connection.execute("BEGIN IMMEDIATE")
-            repeated = _already_charged(connection, token, images_hash, numbers)
+            repeated = _already_charged(connection, token, fingerprints.commitment, numbers)
             if not repeated:
                 _refuse_over_budget(connection, len(images), kind, "own", own, max_own_uses)
                 _refuse_over_budget(connection, len(images), kind, "partner", partner, max_partner_uses)
                 connection.execute(_CHARGE, numbers)
                 made_at = datetime.now(UTC).isoformat(timespec="seconds")
-                record = (token, kind, images_hash, len(images), own, partner, made_at)
+                record = (token, kind, fingerprints.commitment, len(images), own, partner, made_at)
                 connection.execute("INSERT INTO charges VALUES (?, ?, ?, ?, ?, ?, ?)", record)
             connection.execute("COMMIT")
         return Charge(
             job=token, kind=kind, num_images=len(images), own=own, partner=partner, repeated=repeated
         )
 
-    def counts(self, images: ImageSet, *, kind: str) -> ExposureCounts:
+    def counts(self, images: ImageSet | Fingerprints, *, kind: str) -> ExposureCounts:
         """Uses of each of the N images so far, in their order; zeros for an unknown image."""
         _check_kind(kind)
-        digests = self.digests(images)
+        fingerprints = self._fingerprints(images)
         query = "SELECT uses.image, own, partner FROM wanted JOIN uses USING (image) WHERE kind = ?"
         with self._connection() as connection:
-            _fill_wanted(connection, digests)
+            _fill_wanted(connection, fingerprints)
             known = {image: (own, partner) for image, own, partner in connection.execute(query, (kind,))}
-        pairs = np.array([known.get(image, (0, 0)) for image in _rows(digests)], dtype=np.int64)
+        pairs = np.array([known.get(image, (0, 0)) for image in fingerprints], dtype=np.int64)
         pairs = pairs.reshape(-1, 2)
         return ExposureCounts(own=pairs[:, 0], partner=pairs[:, 1])
 
@@ -212,27 +207,25 @@ class ExposureLedger:
             for kind, n, own, partner in lines
         )
 
-    def digests(self, images: ImageSet) -> NDArray[np.uint8]:
-        """Keyed hash of each image, (N, 32): equal rows are equal pictures of equal shape.
-
-        Useless without the ledger's salt, but keep them inside the site all the same.
-        """
-        pixels = images.images
-        header = struct.pack(">3I", *images.image_shape)
-        keyed = hashlib.blake2b(header, key=self._salt, digest_size=DIGEST_BYTES, person=b"instahide-image")
-        digests = np.empty((len(images), DIGEST_BYTES), np.uint8)
-        step = max(1, _CHUNK_BYTES // max(1, int(np.prod(images.image_shape))))
-        for start in range(0, len(images), step):
-            for row, image in enumerate(np.ascontiguousarray(pixels[start : start + step]), start):
-                hasher = keyed.copy()
-                hasher.update(image.data)
-                digests[row] = np.frombuffer(hasher.digest(), np.uint8)
-            drop_mapped_pages(pixels)
-        return digests
+    def fingerprints(self, images: ImageSet) -> Fingerprints:
+        """Keyed hashes of ``images``; pass them for the images to hash a large set only once."""
+        return fingerprint(images, self._salt)
 
     def commitment(self, images: ImageSet) -> str:
         """Keyed hash of the whole set in its order, in hexadecimal: tells whether data changed."""
-        return _commitment(self._salt, self.digests(images))
+        return self.fingerprints(images).commitment
+
+    def without_copies(self, images: ImageSet, *, allowed: int = 1) -> ImageSet:
+        """The first ``allowed`` copies of each image, in their order; the set itself if that is all.
+
+        An image that is in the data twice is encoded twice an epoch, so a budget of one encoding
+        has no room for it.
+        """
+        kept = self.fingerprints(images).first_copies(allowed)
+        return images if kept.all() else images.subset(kept)
+
+    def _fingerprints(self, images: ImageSet | Fingerprints) -> Fingerprints:
+        return images if isinstance(images, Fingerprints) else self.fingerprints(images)
 
     def _set_up(self, connection: sqlite3.Connection) -> bytes:
         if _write_ahead(connection) != "wal":
@@ -304,22 +297,11 @@ def _write_ahead(connection: sqlite3.Connection) -> str:
             time.sleep(0.02)
 
 
-def _rows(digests: NDArray[np.uint8]) -> Iterable[bytes]:
-    raw = digests.tobytes()
-    return (raw[i : i + DIGEST_BYTES] for i in range(0, len(raw), DIGEST_BYTES))
-
-
-def _commitment(salt: bytes, digests: NDArray[np.uint8]) -> str:
-    whole = hashlib.blake2b(key=salt, digest_size=DIGEST_BYTES, person=b"instahide-set")
-    whole.update(digests.tobytes())
-    return whole.hexdigest()
-
-
-def _fill_wanted(connection: sqlite3.Connection, digests: NDArray[np.uint8]) -> None:
+def _fill_wanted(connection: sqlite3.Connection, known: Fingerprints) -> None:
     """The images in question, in a private table: filled before the write lock is taken."""
     connection.execute(_WANTED)
     connection.execute("BEGIN")
-    connection.executemany(_ADD_WANTED, ((image,) for image in _rows(digests)))
+    connection.executemany(_ADD_WANTED, ((image,) for image in known))
     connection.execute("COMMIT")
 
 
@@ -346,8 +328,10 @@ def _refuse_over_budget(
     numbers = {"kind": kind, "more": more, "budget": budget}
     (over,) = connection.execute(_COUNT_OVER.format(column=column), numbers).fetchone()
     if over:
+        (copies,) = connection.execute("SELECT max(copies) FROM wanted").fetchone()
         slot = "as own slot" if column == "own" else "as partner"
         raise RefusedError(
             f"{over} of {num_images} images would pass the budget of {budget} use(s) {slot}, kind {kind}",
-            hint="every further encoding makes an image easier to rebuild; raise the budget only knowingly",
+            hint="every further encoding makes an image easier to rebuild; raise the budget only knowingly"
+            + (f" (an image that is {copies} times in the data counts {copies} times)" if copies > 1 else ""),
         )

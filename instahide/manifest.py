@@ -9,7 +9,7 @@
       "scheme": "inside" | "cross",
       "law": {...},                       EncoderConfig.to_dict(): the public law of the encoding
       "label_policy": "renormalised" | "private-sum",
-      "texture_filter_version": 1 | null, filter of the public pool, if one was used
+      "texture_filter_version": "v1" | null, filter of the public pool, if one was used
       "epochs": 1,                        encodings of each image, stored one epoch after the other
       "num_images": 5000,                 rows in all epochs together
       "image_shape": [3, 32, 32],
@@ -70,7 +70,7 @@ class Manifest:
     scheme: str
     law: dict[str, Any]
     label_policy: str
-    texture_filter_version: int | str | None
+    texture_filter_version: str | None
     epochs: int
     num_images: int
     image_shape: tuple[int, int, int]
@@ -257,10 +257,10 @@ def _names(value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _filter_version(value: Any) -> int | str | None:
-    if value is not None and type(value) not in (int, str):
+def _filter_version(value: Any) -> str | None:
+    if value is not None and not isinstance(value, str):
         raise ValueError(f"texture_filter_version is {value!r}")
-    return value  # type: ignore[no-any-return]  # narrowed by the line above
+    return value
 
 
 def _shard(value: Any) -> ShardRecord:

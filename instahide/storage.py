@@ -45,10 +45,12 @@ from .manifest import (
     stored_values,
     write_manifest,
 )
+from .texture_filter import VERSION as FILTER_VERSION
 
 PRIVATE_FILE = 0o600
 MAX_SHARD_ROWS = 8192
 MAX_SHARD_BYTES = 64 << 20
+_PACK_VALUES = 1 << 20  # packed at a time, so that temporaries stay in the cache
 _TYPES = {"int8": torch.int8, "int16": torch.int16, "float32": torch.float32}
 
 
@@ -171,7 +173,6 @@ def save_encoded(
     shard_size: int | None = None,
     epochs: int = 1,
     overwrite: bool = False,
-    texture_filter_version: int | str | None = None,
 ) -> Manifest:
     """Write encodings to the folder ``path``: all of it appears at once, or nothing.
 
@@ -209,7 +210,6 @@ def save_encoded(
             image_shape=first.image_shape,
             class_names=first.class_names,
             epochs=epochs,
-            texture_filter_version=texture_filter_version,
         )
         write_manifest(staging, manifest, mode=PRIVATE_FILE)
         _put_in_place(staging, target)
@@ -227,10 +227,10 @@ def describe(
     class_names: tuple[str, ...],
     epochs: int,
     row_order: str = "data",
-    texture_filter_version: int | str | None = None,
 ) -> Manifest:
     """The manifest of ``shards``, counted up; raises InvalidInputError if epochs do not divide the rows."""
     records = tuple(shards)
+    filtered = scheme == "cross" and config.mode == "hardened"
     total = sum(record.num_images for record in records)
     if epochs < 1 or total % epochs:
         raise InvalidInputError(f"{total} rows are not {epochs} epochs of one length", hint="check epochs=")
@@ -239,7 +239,7 @@ def describe(
         scheme=scheme,
         law=config.to_dict(),
         label_policy=label_policy(config),
-        texture_filter_version=texture_filter_version,
+        texture_filter_version=FILTER_VERSION if filtered else None,
         epochs=epochs,
         num_images=total,
         image_shape=image_shape,
@@ -328,14 +328,18 @@ def pack_values(images: torch.Tensor, scale: int | None) -> torch.Tensor:
     images = images.cpu().contiguous()
     if scale is None:
         return images
-    scaled = images * float(scale)
-    rounded = scaled.round()
-    if not bool(((scaled - rounded).abs() < 1e-2).all()) or not bool((rounded.abs() <= scale).all()):
-        raise InvalidInputError(
-            f"some values are not on the grid j/{scale} of the encoding's law",
-            hint="save what the encoder made, before any augmentation",
-        )
-    return rounded.to(_TYPES[stored_values(scale)["type"]])
+    stored = torch.empty(images.shape, dtype=_TYPES[stored_values(scale)["type"]])
+    for start in range(0, images.numel(), _PACK_VALUES):
+        values = images.view(-1)[start : start + _PACK_VALUES]
+        scaled = values * float(scale)
+        rounded = scaled.round()
+        if not bool(((scaled - rounded).abs_() < 1e-2).all() and (rounded.abs() <= scale).all()):
+            raise InvalidInputError(
+                f"some values are not on the grid j/{scale} of the encoding's law",
+                hint="save what the encoder made, before any augmentation",
+            )
+        stored.view(-1)[start : start + _PACK_VALUES] = rounded
+    return stored
 
 
 def unpack_values(stored: torch.Tensor, scale: int | None) -> torch.Tensor:

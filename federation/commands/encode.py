@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
-from .inspect import check_format, law_in_words, manifest_in_numbers
+from .console import OutputFormat, print_json
+from .inspect import law_in_words, manifest_in_numbers
 
 if TYPE_CHECKING:
     from instahide.encode_job import EncodeResult
@@ -31,20 +32,29 @@ def encode(
     public: Annotated[
         Path | None, typer.Option(help="Public images to mix in; without it all sources are private.")
     ] = None,
-    num_mixed: Annotated[int, typer.Option(min=1, max=16, help="k, images in one encoding.")] = 4,
+    num_mixed: Annotated[
+        int, typer.Option(min=1, max=16, metavar="K", help="k, images in one encoding.")
+    ] = 4,
     num_private: Annotated[
-        int, typer.Option(min=1, max=16, help="Private ones among them (with --public).")
+        int, typer.Option(min=1, max=16, metavar="N", help="Private ones among them (with --public).")
     ] = 2,
     epochs: Annotated[
-        int, typer.Option(min=1, help="Encodings of each image; above 1 raise --max-releases too.")
+        int,
+        typer.Option(min=1, metavar="N", help="Encodings of each image; above 1 raise --max-releases too."),
     ] = 1,
     mode: Annotated[
-        str, typer.Option(help="hardened, compat (the published law, for research) or mixup (no sign mask).")
+        str, typer.Option(help="hardened, compat (published law, for research) or mixup (no sign mask).")
     ] = "hardened",
     coefficient_law: Annotated[str, typer.Option(help="folded-normal or dirichlet.")] = "folded-normal",
     quantization_bits: Annotated[
         int | None,
-        typer.Option(min=2, max=16, help="Bits of each stored value.", show_default="8 in hardened mode"),
+        typer.Option(
+            min=2,
+            max=16,
+            metavar="BITS",
+            help="Bits of each stored value.",
+            show_default="8 in hardened mode",
+        ),
     ] = None,
     ledger: Annotated[
         Path | None,
@@ -57,6 +67,7 @@ def encode(
         int | None,
         typer.Option(
             min=0,
+            metavar="N",
             help="Encodings of any one image that may ever be released.",
             show_default="1 in hardened mode, else no limit",
         ),
@@ -69,36 +80,44 @@ def encode(
         ),
     ] = None,
     image_size: Annotated[
-        int | None, typer.Option(min=1, help="Resize to this many pixels a side.", show_default="as stored")
+        int | None,
+        typer.Option(min=1, metavar="N", help="Resize to this many pixels a side.", show_default="as stored"),
     ] = None,
     shard_size: Annotated[
         int | None,
-        typer.Option(min=1, help="Rows in a file.", show_default="up to 8192, or 64 MiB of float32"),
+        typer.Option(
+            min=1, metavar="N", help="Rows in a file.", show_default="up to 8192, or 64 MiB of float32"
+        ),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Finish an interrupted run of this command.")
     ] = False,
-    format: Annotated[str, typer.Option(help="text or json.", metavar="text|json")] = "text",
+    format: Annotated[OutputFormat, typer.Option(help="Lines for people, or one JSON object.")] = (
+        OutputFormat.text
+    ),
 ) -> None:
     """Encode private images into a folder of safetensors shards and a manifest.
 
-    Each image is charged to the exposure ledger before anything is written: by default one
-    encoding of an image may ever leave, and a second run over the same images is refused. The
-    ledger knows images by their pixels, wherever the files lie. Encodings are not encrypted
-    and not anonymous.
+    PRIVATE is a folder with one sub-folder a class, an .npz or .npy file, idx
+    or CIFAR files, a DICOM folder, or a CSV manifest.
 
-    An interrupted run leaves no data set behind, and the same command with --resume finishes it
-    without a second charge for the images.
+    Each image is charged to the exposure ledger before anything is written: by
+    default one encoding of an image may ever leave, and a second run over the
+    same images is refused. The ledger knows images by their pixels, wherever
+    the files lie. Encodings are not encrypted and not anonymous.
 
-    Exit codes: 0 written · 2 wrong input · 3 over the release budget · 4 damaged file · 130 interrupted.
+    An interrupted run leaves no data set behind; the same command with --resume
+    finishes it without a second charge for the images.
+
+    Exit codes: 0 written · 2 wrong input · 3 over the release budget ·
+    4 damaged file · 130 interrupted.
 
     Examples:
 
         instahide encode scans/ --out encoded/
 
-        instahide encode scans/ --out encoded/ --public natural_patches.npz --num-mixed 6 --num-private 2
+        instahide encode scans/ --out encoded/ --public pool.npz --num-mixed 6
     """
-    check_format(format)
     from instahide.encode_job import encode_to_folder
     from instahide.encoder_config import EncoderConfig
     from instahide.exposure import ExposureLedger, default_ledger_path
@@ -155,11 +174,9 @@ def _load_public(path: Path, private: ImageSet) -> ImageSet:
     return ImageSet(pool.images)
 
 
-def _report(result: EncodeResult, ledger: Path, format: str) -> None:
-    if format == "json":
-        import json
-
-        typer.echo(json.dumps(_in_numbers(result, ledger), indent=2))
+def _report(result: EncodeResult, ledger: Path, format: OutputFormat) -> None:
+    if format is OutputFormat.json:
+        print_json(_in_numbers(result, ledger))
         return
     manifest = result.manifest
     megabytes = sum(shard.bytes for shard in manifest.shards) / 1e6

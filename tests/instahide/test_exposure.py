@@ -91,19 +91,34 @@ def test_a_job_token_cannot_be_stretched_to_other_images_or_numbers(ledger: Expo
         ledger.reserve(images, kind=RELEASED, own=2, job="job")
 
 
-def test_layout_does_not_change_an_image_but_its_shape_does(ledger: ExposureLedger) -> None:
-    pixels = pictures().images
-    last = ImageSet(np.ascontiguousarray(np.moveaxis(pixels, 1, 3)))
-    wide = ImageSet(pixels.reshape(6, 3, 4, 16))
-    assert (ledger.digests(ImageSet(pixels)) == ledger.digests(last)).all()
-    assert (ledger.digests(ImageSet(pixels)) != ledger.digests(wide)).any(axis=1).all()
+def test_the_refusal_tells_of_copies(ledger: ExposureLedger) -> None:
+    with pytest.raises(RefusedError) as refusal:
+        ledger.reserve(pictures().subset([0, 1, 0, 0]), kind=RELEASED)
+    assert "3 times in the data" in refusal.value.hint
 
 
-def test_the_file_holds_hashes_that_mean_nothing_without_its_salt(tmp_path: Path) -> None:
+def test_copies_can_be_left_out(ledger: ExposureLedger) -> None:
+    images = pictures().subset([0, 1, 0, 2, 0, 1])
+    once = ledger.without_copies(images)
+    twice = ledger.without_copies(images, allowed=2)
+    assert (once.images == images.images[[0, 1, 3]]).all()
+    assert (twice.images == images.images[[0, 1, 2, 3, 5]]).all()
+    assert ledger.without_copies(once) is once
+
+
+def test_a_set_hashed_once_can_stand_for_its_images(ledger: ExposureLedger) -> None:
+    known = ledger.fingerprints(pictures())
+    ledger.reserve(known, kind=RELEASED, job="job")
+    assert ledger.reserve(pictures(), kind=RELEASED, job="job").repeated
+    assert ledger.counts(known, kind=RELEASED).own.tolist() == [1] * 6
+    assert ledger.commitment(pictures()) == known.commitment
+
+
+def test_each_ledger_has_a_key_of_its_own_and_keeps_it(tmp_path: Path) -> None:
     one, other = (ExposureLedger(tmp_path / name) for name in ("a.sqlite3", "b.sqlite3"))
-    assert (one.digests(pictures()) != other.digests(pictures())).any(axis=1).all()
     again = ExposureLedger(tmp_path / "a.sqlite3")
-    assert (one.digests(pictures()) == again.digests(pictures())).all()
+    assert one.commitment(pictures()) != other.commitment(pictures())
+    assert one.commitment(pictures()) == again.commitment(pictures())
 
 
 def test_only_its_owner_reads_the_ledger(ledger: ExposureLedger) -> None:

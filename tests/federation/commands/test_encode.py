@@ -99,7 +99,7 @@ def test_every_option_reaches_the_law(tmp_path: Path, data: Path) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [("--mode", "dp"), ("--coefficient-law", "uniform"), ("--split", "all"), ("--format", "xml")],
+    [("--mode", "dp"), ("--coefficient-law", "uniform"), ("--split", "all")],
     ids=" ".join,
 )
 def test_wrong_options_are_input_errors_and_nothing_is_charged(
@@ -109,6 +109,11 @@ def test_wrong_options_are_input_errors_and_nothing_is_charged(
     assert isinstance(result.exception, InvalidInputError)
     assert not (tmp_path / "out").exists()
     assert not own_ledger.exists()
+
+
+def test_a_wrong_format_is_a_usage_error(tmp_path: Path, data: Path) -> None:
+    assert run(data, "--out", tmp_path / "out", "--format", "xml").exit_code == 2
+    assert not (tmp_path / "out").exists()
 
 
 def test_ctrl_c_says_how_to_go_on_and_resume_does(

@@ -76,10 +76,14 @@ def test_a_damaged_file_is_named_with_exit_code_4(folder: Path, name: str) -> No
     assert name in result.exception.message
 
 
-def test_a_missing_folder_and_a_wrong_format_are_input_errors(folder: Path, tmp_path: Path) -> None:
-    for result in (run(tmp_path / "nowhere"), run(folder, "--format", "xml")):
-        assert isinstance(result.exception, InvalidInputError)
-        assert result.exception.exit_code == 2
+def test_a_missing_folder_is_an_input_error(tmp_path: Path) -> None:
+    result = run(tmp_path / "nowhere")
+    assert isinstance(result.exception, InvalidInputError)
+    assert result.exception.exit_code == 2
+
+
+def test_a_wrong_format_is_a_usage_error(folder: Path) -> None:
+    assert run(folder, "--format", "xml").exit_code == 2
 
 
 def test_help_teaches_with_an_example() -> None:
