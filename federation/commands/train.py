@@ -1,0 +1,284 @@
+"""``instahide train``: one machine, plain images or encodings, three inference modes at the end."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .console import OutputFormat, print_json
+
+if TYPE_CHECKING:
+    from instahide.encoded_dataset import EncodedDataset
+    from instahide.encoder import Encoder
+    from instahide.encoder_config import EncoderConfig
+    from instahide.evaluation import EvaluationReport
+    from instahide.images import ImageSet
+    from instahide.training_job import FolderRun
+
+
+def train(
+    path: Annotated[Path, typer.Argument(help="An encoded folder, or images in any form `encode` reads.")],
+    out: Annotated[Path, typer.Option(help="Folder for the model and its records.")],
+    test: Annotated[
+        Path | None, typer.Option(help="Labelled plain images; by default the test split of PATH, if any.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="small-cnn, mlp, resnet18 or resnet32.")] = "small-cnn",
+    normalization: Annotated[str, typer.Option(help="group or batch.")] = "group",
+    absolute_input: Annotated[
+        bool | None,
+        typer.Option(
+            "--absolute-input/--signed-input",
+            help="Whether the model takes |x| first.",
+            show_default="|x| on sign-masked data",
+        ),
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 20,
+    batch_size: Annotated[int, typer.Option(help="Images per step.")] = 64,
+    learning_rate: Annotated[float, typer.Option(help="At the first step.")] = 0.05,
+    optimizer: Annotated[str, typer.Option(help="sgd or adamw (try a learning rate of 0.001).")] = "sgd",
+    lr_schedule: Annotated[str, typer.Option(help="constant, step, cosine or exponential.")] = "cosine",
+    weight_decay: Annotated[float, typer.Option(help="Weight decay.")] = 5e-4,
+    augment: Annotated[bool, typer.Option("--augment", help="Random crops and flips.")] = False,
+    encode: Annotated[
+        bool, typer.Option("--encode", help="Encode the plain images afresh every epoch.")
+    ] = False,
+    num_mixed: Annotated[int, typer.Option(help="With --encode: images in one encoding.")] = 4,
+    num_private: Annotated[
+        int, typer.Option(help="With --encode and --public: private ones among them.")
+    ] = 2,
+    mode: Annotated[str, typer.Option(help="With --encode: hardened, compat or mixup.")] = "hardened",
+    public: Annotated[
+        Path | None, typer.Option(help="Public images to mix into encodings, of queries too.")
+    ] = None,
+    num_views: Annotated[int, typer.Option(help="Encodings of a query in the averaged mode.")] = 10,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the interrupted run in --out.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="Same data and options, same weights.")
+    ] = False,
+    num_threads: Annotated[
+        int | None, typer.Option(help="CPU threads.", show_default="few if the model is small")
+    ] = None,
+    output: Annotated[
+        OutputFormat, typer.Option("--format", help="How to print the result.")
+    ] = OutputFormat.text,
+) -> None:
+    """Train a classifier on this machine, and measure it in three inference modes.
+
+    A plain query shows the image to whoever runs the model; one encoded view hides as much as
+    InstaHide hides; an average of ten views regains accuracy and exposes the image ten times.
+
+    Exit codes: 0 trained · 1 the loss diverged · 2 wrong input · 4 damaged file · 130 interrupted
+    (a checkpoint is kept: run the same command with --resume).
+
+    Examples:
+
+        instahide train encoded/ --test test_images/ --out run/
+
+        instahide train images.npz --encode --num-mixed 4 --epochs 30 --out run/
+    """
+    from instahide.encoder_config import EncoderConfig
+    from instahide.models import ModelSpec
+    from instahide.training_config import TrainingConfig
+    from instahide.training_job import train_in_folder, write_report
+
+    config = TrainingConfig(
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        optimizer=optimizer,
+        lr_schedule=lr_schedule,
+        weight_decay=weight_decay,
+        augment=augment,
+        device=device,
+        deterministic=deterministic,
+        num_threads=num_threads,
+    )
+    law = EncoderConfig(num_mixed=num_mixed, num_private=num_private, mode=mode) if encode else None
+    source = _Source(path, test, public, law)
+    masked = source.law is not None and source.law.has_sign_mask
+    absolute = masked if absolute_input is None else absolute_input
+    spec = ModelSpec(model, source.data.image_shape, source.data.num_classes, absolute, normalization)
+    with _progress(epochs) as (on_step, on_epoch), _stop_on_interrupt() as stopped:
+        run = train_in_folder(
+            out,
+            spec,
+            source.training_data,
+            config,
+            resume=resume,
+            on_step=on_step,
+            on_epoch=on_epoch,
+            should_stop=stopped.is_set,
+        )
+    if run.interrupted:
+        typer.echo(f"interrupted: checkpoint kept in {out}; run the same command with --resume", err=True)
+        raise typer.Exit(130)
+    evaluation = source.evaluate(run.model, num_views)
+    report = write_report(out, run, evaluation)
+    if output is OutputFormat.json:
+        print_json({"out": str(out), "trained_on": source.kind, **report})
+    else:
+        _print_result(out, source, run, evaluation)
+
+
+class _Source:
+    """What to train on, what to test on, and the encoder that makes encoded queries."""
+
+    def __init__(self, path: Path, test: Path | None, public: Path | None, law: EncoderConfig | None) -> None:
+        from instahide.errors import InvalidInputError
+        from instahide.storage import load_encoded
+
+        is_encoded = (path / "manifest.json").is_file()
+        if is_encoded and law is not None:
+            raise InvalidInputError(f"{path} is encoded already", hint="leave out --encode")
+        self.law: EncoderConfig | None
+        self.data: EncodedDataset | ImageSet
+        if is_encoded:
+            self.data = encoded = load_encoded(path)
+            self.kind, self.law = "encodings", encoded.config
+        else:
+            self.data = plain = _load(path, None)
+            self.kind, self.law = "plain images", law
+        self.public = None if public is None else _load_public(public, self.data.image_shape)
+        self.test = self._find_test(path, test, is_encoded)
+        self.training_data: Any = self.data
+        self.encoder: Encoder | None = None
+        if law is not None:
+            self.kind, self.encoder = "fresh encodings each epoch", self._encoder(plain)
+            self.training_data = self.encoder.encode_epoch
+        elif is_encoded and self.test is not None:
+            self.encoder = self._encoder(self.test)
+
+    def evaluate(self, model: Any, num_views: int) -> EvaluationReport | None:
+        """The inference modes that can be measured; None without test images."""
+        from instahide.evaluation import evaluate
+
+        if self.test is None:
+            return None
+        return evaluate(model, self.test, encoder=self.encoder, num_views=num_views)
+
+    def _encoder(self, private: ImageSet) -> Encoder:
+        """Queries are mixed with the public pool if given, else with the other images of ``private``."""
+        from instahide.encoder import Encoder
+
+        assert self.law is not None
+        return Encoder(self.law, private=private, public=self.public)
+
+    def _find_test(self, path: Path, test: Path | None, is_encoded: bool) -> ImageSet | None:
+        names = self.data.class_names
+        if test is not None:
+            # A file with splits gives its test split; anything else is test data as a whole.
+            return _test_split(test, names) or _load(test, names)
+        return None if is_encoded else _test_split(path, names)
+
+
+def _load(path: Path, names: tuple[str, ...] | None) -> ImageSet:
+    from instahide.errors import InvalidInputError
+    from instahide.readers import load_images
+
+    images = load_images(path, class_names=names)
+    if images.labels is None:
+        raise InvalidInputError(f"{path} has no labels", hint="put images in one folder per class")
+    return images
+
+
+def _test_split(path: Path, names: tuple[str, ...] | None) -> ImageSet | None:
+    """The test split of ``path``, or None if it has no such split."""
+    from instahide.errors import InvalidInputError
+    from instahide.readers import load_images
+
+    try:
+        return load_images(path, split="test", class_names=names)
+    except InvalidInputError as error:
+        if error.message.startswith("there is no test split"):
+            return None
+        raise
+
+
+def _load_public(path: Path, image_shape: tuple[int, int, int]) -> ImageSet:
+    """The pool in the private images' size; its labels, if any, play no part."""
+    from instahide.images import ImageSet
+    from instahide.readers import load_images
+
+    channels, height, width = image_shape
+    pool = load_images(path, channels=channels, image_size=height if height == width else None)
+    return ImageSet(pool.images)
+
+
+def _print_result(out: Path, source: _Source, run: FolderRun, evaluation: EvaluationReport | None) -> None:
+    from instahide.models import count_parameters
+
+    spec, last = run.model.spec, run.history[-1]
+    first_operation = ", |x| first" if spec.absolute_input else ""
+    typer.echo(
+        f"trained {spec.name} ({count_parameters(run.model):,} parameters{first_operation}) on "
+        f"{last.num_examples:,} images ({source.kind}), {len(run.history)} epochs, final loss {last.loss:.3f}"
+    )
+    if evaluation is None:
+        typer.echo("  accuracy not measured: there are no test images (--test)")
+    else:
+        for name, mode in evaluation.modes.items():
+            if mode is None:
+                typer.echo(f"  {name:<28}not measured (no encoder: trained on plain images)")
+                continue
+            low, high = mode.accuracy_interval
+            auc = "" if mode.auc is None else f", AUC {mode.auc:.3f}"
+            typer.echo(
+                f"  {name:<28}accuracy {mode.accuracy:.3f} (95 % {low:.3f} to {high:.3f}), "
+                f"balanced {mode.balanced_accuracy:.3f}{auc}"
+            )
+        if evaluation.encoded_once is not None:
+            partners = "public images" if source.public is not None else "other images of the same owner"
+            typer.echo(f"  encoded queries are mixed with {partners}")
+    typer.echo(f"  written to {out}: model.safetensors, metrics.csv, metrics.json")
+
+
+@contextmanager
+def _progress(
+    epochs: int,
+) -> Iterator[tuple[Callable[[int, int, float], None] | None, Callable[[Any], None]]]:
+    """Callbacks that draw a bar on stderr where somebody watches; silent in a pipe."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("epoch {task.fields[epoch]} of {task.fields[epochs]}"), BarColumn())
+    detail = (TextColumn("loss {task.fields[loss]:.3f}"), TimeRemainingColumn())
+    with Progress(*columns, *detail, console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task("train", total=None, epoch=1, epochs=epochs, loss=float("nan"))
+        done = 0
+
+        def on_step(step: int, steps: int, loss: float) -> None:
+            bar.update(task, completed=done * steps + step, total=epochs * steps, loss=loss)
+
+        def on_epoch(record: Any) -> None:
+            nonlocal done
+            done = record.epoch + 1
+            bar.update(task, epoch=min(done + 1, epochs))
+
+        yield (on_step if console.is_terminal else None), on_epoch
+
+
+@contextmanager
+def _stop_on_interrupt() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C sets, so that a step is never cut in two; the second one interrupts."""
+    stopped = threading.Event()
+    before = signal.getsignal(signal.SIGINT)
+
+    def stop(number: int, frame: Any) -> None:
+        stopped.set()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield stopped
+    finally:
+        signal.signal(signal.SIGINT, before)

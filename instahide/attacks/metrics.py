@@ -1,0 +1,74 @@
+"""How good a membership score is: area under the ROC curve, its interval, true positives at few false.
+
+Axes: P members (positives), Q non-members (negatives).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InvalidInputError
+
+Scores = NDArray[np.float64]
+
+
+def roc_auc(members: Scores, others: Scores) -> float:
+    """Chance that a random member scores above a random non-member; a tie counts one half."""
+    return float(_placements(members, others).mean())
+
+
+def roc_auc_interval(members: Scores, others: Scores, *, z: float = 1.959963984540054) -> tuple[float, float]:
+    """95 % interval of the AUC: DeLong's variance (DeLong et al. 1988) on the logit scale.
+
+    The logit keeps the limits inside (0, 1). Where the classes separate perfectly the variance
+    is 0 and says nothing; the exact one-sided limit for no error in min(P, Q) trials is used.
+    """
+    auc = roc_auc(members, others)
+    variance = _variance(_placements(members, others)) + _variance(_placements(-others, -members))
+    if variance == 0 or auc in (0.0, 1.0):
+        slack = 1 - 0.025 ** (1 / min(len(members), len(others)))
+        return max(0.0, auc - slack), min(1.0, auc + slack)
+    half = z * math.sqrt(variance) / (auc * (1 - auc))
+    logit = math.log(auc / (1 - auc))
+    return 1 / (1 + math.exp(-(logit - half))), 1 / (1 + math.exp(-(logit + half)))
+
+
+def true_positive_rate(members: Scores, others: Scores, *, false_positive_rate: float = 0.01) -> float:
+    """Share of members above a threshold that at most this share of non-members exceeds.
+
+    With Q non-members the threshold is the (floor(rate·Q) + 1)-th largest of their scores.
+    """
+    _check(members, others)
+    if not 0 <= false_positive_rate < 1:
+        raise InvalidInputError(
+            f"false_positive_rate is {false_positive_rate}", hint="use a number in [0, 1)"
+        )
+    allowed = math.floor(false_positive_rate * len(others))
+    return float((members > np.sort(others)[::-1][allowed]).mean())
+
+
+def _placements(members: Scores, others: Scores) -> Scores:
+    """For each member, the share of non-members below it (ties one half)."""
+    _check(members, others)
+    ordered = np.sort(others)
+    below = np.searchsorted(ordered, members, side="left")
+    up_to = np.searchsorted(ordered, members, side="right")
+    return np.asarray((below + up_to) / (2 * len(others)), dtype=np.float64)
+
+
+def _variance(placements: Scores) -> float:
+    return float(placements.var(ddof=1) / len(placements)) if len(placements) > 1 else 0.0
+
+
+def _check(members: Scores, others: Scores) -> None:
+    if len(members) == 0 or len(others) == 0:
+        raise InvalidInputError(
+            f"{len(members)} members and {len(others)} non-members", hint="an ROC curve needs both"
+        )
+    if not (np.isfinite(members).all() and np.isfinite(others).all()):
+        raise InvalidInputError(
+            "scores are not all numbers", hint="score every candidate with a finite value"
+        )
