@@ -118,7 +118,8 @@ class TrainingSettings:
     def __post_init__(self) -> None:
         for item in fields(self):
             if "rule" in item.metadata:
-                object.__setattr__(self, item.name, _checked(item, getattr(self, item.name)))
+                value = check_value(to_kebab(item.name), rule_of(item), getattr(self, item.name))
+                object.__setattr__(self, item.name, value)
         self._check_together()
 
     def _check_together(self) -> None:
@@ -322,9 +323,8 @@ def _nearest(key: str, known: list[str]) -> str:
     )
 
 
-def _checked(item: Field[Any], value: Any) -> Any:
+def check_value(key: str, rule: Rule, value: Any) -> Any:
     """``value`` in the rule's type, or InvalidInputError naming the key, the value and the range."""
-    rule, key = rule_of(item), to_kebab(item.name)
     if isinstance(rule.kind, tuple):
         return _checked_list(key, rule.kind[0], value)
     if rule.kind is float and isinstance(value, int) and not isinstance(value, bool):

@@ -24,8 +24,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from federation.config import RunConfig, TrainingSettings, setting, to_kebab
 from instahide.errors import InvalidInputError
+
+from .config import RunConfig, TrainingSettings, setting, to_kebab
 
 PROTOCOL_VERSION = 1
 TRAIN, EVALUATE = "train", "evaluate"

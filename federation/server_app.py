@@ -19,11 +19,12 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
-from federation.config import RunConfig
-from federation.coordinator import rounds
-from federation.coordinator.grid import GridReply
-from federation.messages import MAX_ARRAYS, Arrays, RoundRequest, SiteReply, array_from_npy
 from instahide.errors import InstaHideError, InvalidInputError
+
+from .config import RunConfig
+from .coordinator import rounds
+from .coordinator.grid import GridReply
+from .messages import MAX_ARRAYS, Arrays, RoundRequest, SiteReply, array_from_npy
 
 NPY_HEADER_BYTES = 16_384  # more than any header numpy writes for a float32 array
 

@@ -25,10 +25,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from federation.config import RunConfig
-from federation.coordinator.validation import Update
-from federation.messages import Arrays
 from instahide.errors import FederationError, InvalidInputError
+
+from ..config import RunConfig
+from ..messages import Arrays
+from .validation import Update
 
 Column = NDArray[np.float64]
 ServerState = dict[str, Column]

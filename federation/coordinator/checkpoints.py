@@ -24,11 +24,12 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from federation.config import RunConfig
-from federation.coordinator.events import Events
-from federation.messages import Arrays
 from instahide.atomic import atomic_path
 from instahide.errors import IntegrityError, RefusedError
+
+from ..config import RunConfig
+from ..messages import Arrays
+from .events import Events
 
 FORMAT = "instahide-fl round checkpoint 1"
 _FILE_NAME = re.compile(r"round-(\d{4,6})\.safetensors")

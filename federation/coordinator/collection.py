@@ -22,13 +22,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from federation.config import RunConfig
-from federation.coordinator.events import Events
-from federation.coordinator.grid import Clock, GridReply, RoundGrid
-from federation.coordinator.sites import SiteBook
-from federation.coordinator.validation import RejectedUpdateError, Update, UpdateValidator
-from federation.messages import RoundRequest, one_line
 from instahide.errors import FederationError
+
+from ..config import RunConfig
+from ..messages import RoundRequest, one_line
+from .events import Events
+from .grid import Clock, GridReply, RoundGrid
+from .sites import SiteBook
+from .validation import RejectedUpdateError, Update, UpdateValidator
 
 LOOK_INTERVAL = 1.0  # seconds between two readings of the list of online nodes
 LONGEST_PAUSE = 1.0  # seconds between two looks for replies, however long the round

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from federation.messages import RoundRequest, SiteReply
+from ..messages import RoundRequest, SiteReply
 
 
 @dataclass(frozen=True, kw_only=True)

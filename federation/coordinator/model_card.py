@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from federation.config import RunConfig
-from federation.coordinator.outputs import MetricsTable
+from ..config import RunConfig
+from .outputs import MetricsTable
 
 _LIMITS_OF_ENCODING = """\
 The sites trained on InstaHide encodings (Huang, Song, Li, Arora, ICML 2020). InstaHide is **not

@@ -25,13 +25,14 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from federation.config import RunConfig
-from federation.coordinator.checkpoints import CheckpointStore, read_tensors
-from federation.coordinator.events import EventLog
-from federation.coordinator.validation import Update, weighted_metrics
-from federation.messages import Arrays, check_array_record
 from instahide.atomic import atomic_write_bytes, atomic_write_text
 from instahide.errors import IntegrityError, InvalidInputError, RefusedError
+
+from ..config import RunConfig
+from ..messages import Arrays, check_array_record
+from .checkpoints import CheckpointStore, read_tensors
+from .events import EventLog
+from .validation import Update, weighted_metrics
 
 COLUMNS = (
     "round",

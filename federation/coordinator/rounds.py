@@ -19,18 +19,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from federation.config import RunConfig
-from federation.coordinator.aggregation import build_aggregator
-from federation.coordinator.checkpoints import Checkpoint
-from federation.coordinator.collection import Collector
-from federation.coordinator.grid import Clock, RoundGrid, SystemClock
-from federation.coordinator.model_card import write_model_card
-from federation.coordinator.outputs import MetricsTable, RunDirectory
-from federation.coordinator.sites import SiteBook
-from federation.coordinator.validation import Update, UpdateValidator
-from federation.messages import EVALUATE, Arrays, RoundRequest
 from instahide.atomic import atomic_write_text
 from instahide.errors import InstaHideError
+
+from ..config import RunConfig
+from ..messages import EVALUATE, Arrays, RoundRequest
+from .aggregation import build_aggregator
+from .checkpoints import Checkpoint
+from .collection import Collector
+from .grid import Clock, RoundGrid, SystemClock
+from .model_card import write_model_card
+from .outputs import MetricsTable, RunDirectory
+from .sites import SiteBook
+from .validation import Update, UpdateValidator
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from federation.messages import MAX_NAME
 from instahide.errors import InvalidInputError
+
+from ..messages import MAX_NAME
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,10 +24,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from federation.config import RunConfig
-from federation.coordinator.sites import SiteBook
-from federation.messages import INFERENCE_MODES, TRAIN, Arrays, SiteReply, check_array_record, check_metrics
 from instahide.errors import FederationError, InstaHideError
+
+from ..config import RunConfig
+from ..messages import INFERENCE_MODES, TRAIN, Arrays, SiteReply, check_array_record, check_metrics
+from .sites import SiteBook
 
 
 class RejectedUpdateError(FederationError):

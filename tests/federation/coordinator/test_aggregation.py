@@ -151,6 +151,18 @@ def test_no_bit_depends_on_the_order_of_the_updates(order, strategy):
     assert all(first[name].tobytes() == second[name].tobytes() for name in first)
 
 
+def test_the_order_is_fixed_where_it_would_show():
+    # float64 keeps 1 beside 1e30 − 1e30 in one order of the sum and loses it in the other
+    values = {1: 1e30, 2: -1e30, 3: 3.0}
+    given_updates = [
+        Update(node_id=i, site_name="", arrays={"w": np.array([x], np.float32)}, num_examples=1, metrics={})
+        for i, x in values.items()
+    ]
+    current = {"w": np.zeros(1, np.float32)}
+    for order in ([0, 1, 2], [0, 2, 1], [2, 0, 1]):
+        assert ours("fedavg", current, [given_updates[i] for i in order])["w"][0] == 1.0
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 10**6), st.floats(-1e3, 1e3, width=32)), min_size=1, max_size=8))
 def test_the_weighted_mean_equals_exact_arithmetic(parts):
