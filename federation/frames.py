@@ -314,3 +314,11 @@ def ask(
             hint="is this operating-system user among its allowed-uids?",
         )
     return answer
+
+
+def ping(path: str | Path, *, timeout: float = 2.0) -> bool:
+    """Whether a worker that is ready answers behind the socket at ``path`` within ``timeout`` seconds."""
+    try:
+        return "status" in ask(path, Frame("status"), timeout=timeout, connect_timeout=timeout).fields
+    except FederationError:
+        return False

@@ -78,8 +78,7 @@ def open_site(config: WorkerConfig, *, accept_changed_data: bool = False) -> Sit
     Raises:
         InstaHideError: unreadable data, a damaged state file, or data that changed unasked.
     """
-    state = config.path(config.state_folder)
-    state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    state = _state_folder(config)
     data = load_site_data(config)
     ledger = ExposureLedger(state / LEDGER_NAME)
     register(data, ledger, state, accept_changes=accept_changed_data)
@@ -103,11 +102,14 @@ def run_worker(config: WorkerConfig, *, accept_changed_data: bool = False) -> in
     limits = ServiceLimits(
         max_payload_bytes=config.max_payload_bytes, busy_wait_seconds=config.busy_wait_seconds
     )
+    _state_folder(config)
+    ready_file = config.path(config.ready_file) if config.ready_file else None
     # The door first: a second worker is refused before it reads a single image, and a relay that
     # knocks while the data are loaded is served as soon as they are.
     with Listener(
         config.path(config.socket), allowed_uids=config.uids, group=config.socket_group
     ) as listener:
+        _remove(ready_file)  # an earlier worker's
         site = open_site(config, accept_changed_data=accept_changed_data)
         _warn_early(site)
         _warm_up(config)
@@ -116,6 +118,7 @@ def run_worker(config: WorkerConfig, *, accept_changed_data: bool = False) -> in
             signal.signal(number, lambda *_: service.stop())
         _say_ready(site)
         ended = service.serve()
+        _remove(ready_file)
     logger.info("stopped")
     if not ended:
         # A step still runs on its thread, which Python would wait for.
@@ -123,6 +126,17 @@ def run_worker(config: WorkerConfig, *, accept_changed_data: bool = False) -> in
         sys.stderr.flush()
         os._exit(0)
     return 0
+
+
+def _state_folder(config: WorkerConfig) -> Path:
+    folder = config.path(config.state_folder)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return folder
+
+
+def _remove(path: Path | None) -> None:
+    if path is not None:
+        path.unlink(missing_ok=True)
 
 
 def _answering(tasks: SiteTasks) -> Callable[[Frame, Callable[[], bool]], SiteReply]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from federation.frames import Frame, ask, receive_frame, send_frame
+from federation.frames import Frame, ask, ping, receive_frame, send_frame
 from federation.messages import SiteReply
 from federation.site.listener import Listener
 from federation.site.round_task import CancelledTaskError
@@ -77,6 +77,14 @@ def test_a_request_is_answered_and_its_arrays_come_back(tmp_path: Path) -> None:
     assert answer.kind == "reply"
     assert answer.fields == {"site": {"name": "north"}, "metrics": {"num-examples": 1}}
     np.testing.assert_array_equal(answer.arrays["w"], np.ones(3))
+
+
+def test_a_ping_tells_a_listening_site_from_a_silent_one_and_from_none(tmp_path: Path) -> None:
+    with serving(tmp_path, echo) as path:
+        assert ping(path, timeout=WAIT)
+    assert not ping(path)
+    with Listener(path, allowed_uids=[os.getuid()]):  # loading: the door is there, nobody answers
+        assert not ping(path, timeout=0.05)
 
 
 def test_many_requests_one_after_the_other(tmp_path: Path) -> None:

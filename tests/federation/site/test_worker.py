@@ -196,8 +196,9 @@ def test_another_user_of_the_machine_cannot_knock(worker: Worker) -> None:
 
 
 def test_killed_it_remembers_what_was_exposed_and_stopped_it_leaves_in_order(tmp_path: Path) -> None:
-    write_site(tmp_path)
+    write_site(tmp_path, worker='ready-file = "ready.json"\n')
     worker = Worker(tmp_path)
+    assert (tmp_path / "state").stat().st_mode & 0o777 == 0o700
     assert worker.ask(1).arrays
     assert worker.stop(signal.SIGKILL) == -signal.SIGKILL
     assert worker.socket.is_socket()  # left behind
@@ -214,6 +215,7 @@ def test_killed_it_remembers_what_was_exposed_and_stopped_it_leaves_in_order(tmp
             receive_frame(connection, timeout=0.5)
         assert worker.stop() == 0  # in the middle of work
     assert not worker.socket.exists()
+    assert not (tmp_path / "ready.json").exists()
 
 
 def test_a_wrong_configuration_is_said_in_two_lines(
