@@ -13,6 +13,7 @@ is the bundle's and ``instahide`` is the installed one.
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -40,6 +41,7 @@ BUNDLED = (
 COMPONENTS = {"serverapp": "federation.server_app:app", "clientapp": "federation.client_app:app"}
 PUBLISHER = "instahide-fl"
 FLOWER_TARGET = "1.41.0"
+FLOWER_RANGE = "flwr>=1.41,<1.43"
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,9 @@ def build_bundle() -> Bundle:
 def bundle_from_files(files: Mapping[str, bytes | Path]) -> Bundle:
     """A bundle of any Flower app given as POSIX path -> content. Raises FederationError if refused."""
     try:
-        content, _ = build_fab_from_files(dict(files))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # Flower's own use of pathspec
+            content, _ = build_fab_from_files(dict(files))
     except ValueError as error:
         raise FederationError(
             f"the app bundle cannot be built: {error}", hint="install the project again"
@@ -104,6 +108,7 @@ def app_description(run_config: Mapping[str, Any]) -> dict[str, Any]:
             "version": about["Version"],
             "description": about["Summary"],
             "license": {"file": "LICENSE"},
+            "dependencies": [FLOWER_RANGE],  # asked for by the format; nothing is installed at run time
         },
         "tool": {
             "flwr": {

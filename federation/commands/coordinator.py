@@ -1,0 +1,299 @@
+"""``instahide coordinator``: make a study, admit hospitals, run, watch, resume."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from instahide.errors import InvalidInputError
+
+from .console import OutputFormat, describe_event, print_json
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help=(
+        "Run the coordinator of a study.\n\n"
+        "    instahide coordinator init study/ --host fl.example.org\n"
+        "    instahide coordinator start study/            (leave it running)\n"
+        "    instahide coordinator admit study/ st-mary.request.json\n"
+        "    instahide coordinator run study/ --name trial-1"
+    ),
+)
+
+STUDY = typer.Argument(..., help="The study's folder.", show_default=False)
+FORMAT = typer.Option(OutputFormat.text, "--format", help="text for people, json for programs.")
+
+
+@app.command("init")
+def init(
+    study: Path = STUDY,
+    host: list[str] = typer.Option(
+        ..., "--host", help="Name or address the hospitals will use; repeat for several.", show_default=False
+    ),
+    port: int = typer.Option(9443, help="Port of the gateway, the only one hospitals reach."),
+    listen: str = typer.Option("0.0.0.0", help="Address the gateway listens on."),  # noqa: S104
+    output: OutputFormat = FORMAT,
+) -> None:
+    """Make a study folder: certificate authority, server certificates, secrets.
+
+    Example: instahide coordinator init study/ --host fl.example.org --host 10.0.0.5
+    """
+    from ..provisioning import certificate_expiry, certificate_fingerprint
+    from ..study import create_study
+
+    made = create_study(study, names=tuple(host), listen=listen, port=port)
+    facts = {
+        "study": str(made.path),
+        "address": made.address,
+        "authority-sha256": certificate_fingerprint(made.path / "authority.crt"),
+        "gateway-certificate-expires": certificate_expiry(made.path / "gateway.crt").date().isoformat(),
+    }
+    if output is OutputFormat.json:
+        print_json(facts)
+        return
+    typer.echo(f"study made in {study}; hospitals will connect to {made.address}")
+    typer.echo(f"authority fingerprint (read it out to the hospitals): {facts['authority-sha256']}")
+    typer.echo(f"the gateway's certificate ends on {facts['gateway-certificate-expires']}")
+    typer.echo(f"next: instahide coordinator start {study}")
+
+
+@app.command("start")
+def start(
+    study: Path = STUDY,
+    threads: int = typer.Option(2, min=1, help="Processor threads for each server process."),
+) -> None:
+    """Start SuperLink, SuperExec and gateway in the foreground, until Ctrl-C.
+
+    Only the gateway is reachable from outside, and it passes only what nodes need. Runs in
+    progress survive a restart.
+    """
+    from ..flower_processes.superlink import CoordinatorFolder, start_coordinator
+    from ..study import load_study
+
+    settings = load_study(study)
+    typer.echo("starting ...")
+    with start_coordinator(
+        CoordinatorFolder(settings.path),
+        gateway_host=settings.listen,
+        gateway_port=settings.port,
+        num_threads=threads,
+    ) as coordinator:
+        typer.echo(f"gateway on {settings.listen} port {coordinator.gateway_port}; Ctrl-C stops")
+        stop = stop_signal()
+        while not stop.wait(1.0):
+            coordinator.check()
+    typer.echo("stopped")
+
+
+@app.command("admit")
+def admit(
+    study: Path = STUDY,
+    request: Path = typer.Argument(..., help="The hospital's NAME.request.json.", show_default=False),
+    out: Path | None = typer.Option(
+        None, help="Where to write NAME.join.json (default: beside the request)."
+    ),
+    output: OutputFormat = FORMAT,
+) -> None:
+    """Admit a hospital: register its node key, answer with NAME.join.json. The coordinator must be up.
+
+    Compare the fingerprint shown here with the one `node init` showed at the hospital.
+    """
+    from .. import study as studies
+    from ..joining import read_request, write_exchange
+
+    settings = studies.load_study(study)
+    asked = read_request(request)
+    studies.check_admissible(settings, asked)
+    with _control(settings.path) as control:
+        node_id = control.register_node(asked.public_key.encode(), name=asked.name)
+    answer = studies.admit(settings, asked, node_id)
+    target = out or request.with_name(f"{asked.name}.join.json")
+    write_exchange(answer, target)
+    if output is OutputFormat.json:
+        print_json(
+            {"name": asked.name, "node-id": node_id, "fingerprint": asked.fingerprint, "answer": str(target)}
+        )
+        return
+    typer.echo(f"{asked.name} admitted: {asked.num_examples:,} images, {len(asked.class_names)} classes")
+    typer.echo(f"its key has the fingerprint {asked.fingerprint}; compare by telephone")
+    typer.echo(f"send back {target}")
+
+
+@app.command("run")
+def run(
+    study: Path = STUDY,
+    name: str = typer.Option(..., "--name", help="Name of the run; its folder is STUDY/runs/NAME."),
+    config: Path | None = typer.Option(None, help="TOML file with the run's settings."),
+    settings: list[str] = typer.Option(
+        [], "--set", help="One setting as KEY=VALUE; repeat. `coordinator settings` lists them all."
+    ),
+    output: OutputFormat = FORMAT,
+) -> None:
+    """Start a run and follow it to its end; the exit code is the run's. Ctrl-C stops the run.
+
+    Example: instahide coordinator run study/ --name trial-1 --set num-server-rounds=10 --set model=resnet18
+    """
+    from ..study import load_study, prepare_run
+
+    made = load_study(study)
+    values = {"run-name": name, **_read_settings(config), **parse_settings(settings)}
+    with _control(made.path) as control:
+        run_config = prepare_run(made, values)
+        _submit_and_follow(control, run_config, output)
+
+
+@app.command("resume")
+def resume(
+    study: Path = STUDY,
+    name: str = typer.Argument(..., help="Name of the run.", show_default=False),
+    settings: list[str] = typer.Option(
+        [], "--set", help="KEY=VALUE for settings that may change on resume (rounds, deadlines)."
+    ),
+    output: OutputFormat = FORMAT,
+) -> None:
+    """Continue a run after its last checkpoint, with the true round number."""
+    from ..config import RunConfig
+    from ..study import load_run, load_study
+
+    made = load_study(study)
+    values = load_run(made, name).to_mapping() | parse_settings(settings) | {"resume": True}
+    with _control(made.path) as control:
+        _submit_and_follow(control, RunConfig.from_mapping(values), output)
+
+
+@app.command("status")
+def status(study: Path = STUDY, output: OutputFormat = FORMAT) -> None:
+    """Show whether the coordinator is up, which hospitals are connected, and the runs."""
+    from ..coordinator.events import read_events
+    from ..study import load_study
+
+    made = load_study(study)
+    with _control(made.path) as control:
+        nodes = {record.node_id: record.status for record in control.list_nodes()}
+    sites = [
+        {"name": site.name, "status": nodes.get(site.node_id, "not registered"), "images": site.num_examples}
+        for site in made.sites()
+    ]
+    runs = []
+    for run_name in made.run_names():
+        events = read_events(made.run_folder(run_name) / "events.jsonl")
+        rounds = [event["round"] for event in events if event["event"] == "round-finished"]
+        ended = [e["event"] for e in events if e["event"] in ("run-started", "run-finished", "run-failed")]
+        state = {"run-started": "running", "run-finished": "finished", "run-failed": "failed"}
+        runs.append(
+            {
+                "name": run_name,
+                "rounds": max(rounds, default=0),
+                "state": state[ended[-1]] if ended else "starting",
+            }
+        )
+    if output is OutputFormat.json:
+        print_json({"address": made.address, "sites": sites, "runs": runs})
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    for title, rows in (("hospitals", sites), ("runs", runs)):
+        table = Table(title=title, title_justify="left")
+        for column in rows[0] if rows else ("none yet",):
+            table.add_column(column)
+        for row in rows:
+            table.add_row(*(str(value) for value in row.values()))
+        Console().print(table)
+
+
+@app.command("settings")
+def settings_table(output: OutputFormat = FORMAT) -> None:
+    """List every setting of a run: default, allowed values, meaning."""
+    from ..config import describe_settings
+
+    rows = list(describe_settings())
+    if output is OutputFormat.json:
+        keys = ("setting", "default", "allowed", "meaning")
+        print_json([dict(zip(keys, row, strict=True)) for row in rows])
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("setting", "default", "allowed", "meaning")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def stop_signal() -> threading.Event:
+    """An event that SIGINT and SIGTERM set, so that a foreground verb ends in order."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+def parse_settings(pairs: list[str]) -> dict[str, Any]:
+    """``KEY=VALUE`` words as a mapping; values are read as TOML where they are, else as text."""
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise InvalidInputError(
+                f"--set {pair!r} is not KEY=VALUE", hint="for example --set learning-rate=0.1"
+            )
+        try:
+            values[key] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            values[key] = text
+    return values
+
+
+def _read_settings(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidInputError(f"cannot read {path}: {error.strerror}", hint="check --config") from error
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidInputError(f"{path} is not TOML: {error}", hint="write KEY = VALUE lines") from error
+
+
+def _control(study: Path) -> Any:
+    from ..flower_processes.control import ControlClient
+    from ..flower_processes.superlink import CoordinatorFolder, find_superlink
+
+    folder = CoordinatorFolder(study)
+    return ControlClient(find_superlink(folder), authority=folder.authority.certificate)
+
+
+def _submit_and_follow(control: Any, config: Any, output: OutputFormat) -> None:
+    from ..flower_processes.bundle import build_bundle
+    from ..following import EventTail, follow_run, raise_unless_completed
+
+    folder = Path(config.run_directory)
+    tail = EventTail(folder / "events.jsonl", from_start=not config.resume)
+    run_id = control.submit_run(build_bundle(), config.to_run_config())
+    seen: list[dict[str, Any]] = []
+
+    def show(event: dict[str, Any]) -> None:
+        seen.append(event)
+        words = describe_event(event)
+        if words and output is OutputFormat.text:
+            typer.echo(words)
+
+    try:
+        final = follow_run(control, run_id, tail, show)
+    except KeyboardInterrupt:
+        control.stop_run(run_id)
+        typer.echo(f"stopped; continue with `instahide coordinator resume` and {config.run_name}", err=True)
+        raise
+    raise_unless_completed(final, seen)
+    last = [event for event in seen if event["event"] == "evaluation-finished"]
+    result = {"run": config.run_name, "folder": str(folder), "metrics": last[-1]["metrics"] if last else {}}
+    if output is OutputFormat.json:
+        print_json(result)
+    else:
+        typer.echo(f"done: model, card, metrics and events are in {folder}")

@@ -1,0 +1,79 @@
+"""Follow a run from outside: its events as they are written, and its true final state.
+
+The ServerApp writes ``events.jsonl``; Flower knows whether the run has ended and how. Both are
+polled here until the run is over, so that a command can show progress and leave with a true
+exit code (``flwr run`` itself exits 0 when a run failed).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from instahide.errors import FederationError
+
+from .flower_processes.control import ControlClient, RunStatus
+
+Event = dict[str, Any]
+POLL_SECONDS = 0.2
+STATUS_EVERY = 5  # polls; asking Flower costs a request, reading the file does not
+
+
+class EventTail:
+    """New whole lines of an event file at every call; survives the file not being there yet."""
+
+    def __init__(self, path: Path, *, from_start: bool = True) -> None:
+        self._path = path
+        self._offset = 0 if from_start or not path.exists() else path.stat().st_size
+
+    def read(self) -> list[Event]:
+        """Events since the last call, oldest first."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                data = file.read()
+        except FileNotFoundError:
+            return []
+        whole = data[: data.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        return [json.loads(line) for line in whole.splitlines()]
+
+
+def follow_run(
+    control: ControlClient,
+    run_id: int,
+    tail: EventTail,
+    on_event: Callable[[Event], None],
+    *,
+    check: Callable[[], None] = lambda: None,
+) -> RunStatus:
+    """Hand every event to ``on_event`` until the run is over; its final status.
+
+    ``check`` is called at each poll and may raise (for instance when a coordinator process ended).
+    """
+    polls = 0
+    while True:
+        check()
+        for event in tail.read():
+            on_event(event)
+        if polls % STATUS_EVERY == 0:
+            status = control.run_status(run_id)
+            if status.is_finished:
+                for event in tail.read():
+                    on_event(event)
+                return status
+        polls += 1
+        time.sleep(POLL_SECONDS)
+
+
+def raise_unless_completed(status: RunStatus, events: list[Event]) -> None:
+    """FederationError with the reason the run itself wrote down, if it did not complete."""
+    if status.is_completed:
+        return
+    failed = [event for event in events if event["event"] == "run-failed"]
+    reason = failed[-1].get("reason", "") if failed else status.details
+    hint = failed[-1].get("hint", "") if failed else "see the SuperExec's log in the study's logs folder"
+    raise FederationError(f"the run ended as {status.status}: {reason or 'no reason given'}", hint=hint)

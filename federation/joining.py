@@ -1,0 +1,129 @@
+"""Two small files bring a hospital into a federation; no private key ever travels.
+
+    hospital      instahide node init       makes the key, writes  NAME.request.json
+    coordinator   instahide coordinator admit NAME.request.json    writes  NAME.join.json
+    hospital      instahide node join NAME.join.json
+
+The request holds the public half of the node's key, how many images the site has, and the class
+names and image shape that all sites of a study must share. The answer holds the coordinator's
+address and the certificate of the federation's authority. Both sides read the fingerprints to
+each other over another channel (a telephone): the files alone prove nothing about their sender.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from instahide.atomic import atomic_write_text
+from instahide.errors import InvalidInputError
+
+from .config import Rule, check_value
+from .provisioning import public_key_fingerprint
+
+FORMAT_VERSION = 1
+MAX_BYTES = 256 * 1024
+NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+
+_NAME = Rule(kind=str, meaning="the hospital's short name", pattern=NAME_PATTERN)
+_COUNT = Rule(kind=int, meaning="a number of images", minimum=0, maximum=10**12)
+_TEXT = Rule(kind=str, meaning="text", pattern=r"[^\x00]{1,100000}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JoinRequest:
+    """What a hospital asks with. ``public_key`` is the OpenSSH line of the node's key."""
+
+    name: str
+    public_key: str
+    num_examples: int
+    evaluate_num_examples: int
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, ...]
+
+    RULES: ClassVar[dict[str, Rule]] = {
+        "name": _NAME,
+        "public-key": _TEXT,
+        "num-examples": _COUNT,
+        "evaluate-num-examples": _COUNT,
+        "class-names": Rule(kind=(str,), meaning="class names in label order"),
+        "image-shape": Rule(kind=(int,), meaning="channels, height, width"),
+    }
+
+    def __post_init__(self) -> None:
+        public_key_fingerprint(self.public_key.encode())  # raises for what is not a node key
+
+    @property
+    def fingerprint(self) -> str:
+        """``SHA256:...`` of the node's key, to be compared by telephone."""
+        return public_key_fingerprint(self.public_key.encode())
+
+
+@dataclass(frozen=True, kw_only=True)
+class JoinAnswer:
+    """What the coordinator answers with. ``authority`` is a PEM certificate."""
+
+    name: str
+    coordinator: str
+    authority: str
+    fingerprint: str
+
+    RULES: ClassVar[dict[str, Rule]] = {
+        "name": _NAME,
+        "coordinator": Rule(kind=str, meaning="host:port of the gateway", pattern=r"[^\s/]{1,260}:\d{1,5}"),
+        "authority": _TEXT,
+        "fingerprint": Rule(kind=str, meaning="of the node's key", pattern=r"SHA256:[A-Za-z0-9+/]{43}"),
+    }
+
+
+def write_exchange(record: JoinRequest | JoinAnswer, path: Path) -> Path:
+    """Write a request or an answer as JSON."""
+    table: dict[str, Any] = {"format-version": FORMAT_VERSION, "kind": _kind(type(record))}
+    for key in record.RULES:
+        value = getattr(record, key.replace("-", "_"))
+        table[key] = list(value) if isinstance(value, tuple) else value
+    atomic_write_text(path, json.dumps(table, indent=2) + "\n")
+    return path
+
+
+def read_request(path: Path) -> JoinRequest:
+    """Read a hospital's request. Raises InvalidInputError for anything else."""
+    return JoinRequest(**_read(path, JoinRequest))
+
+
+def read_answer(path: Path) -> JoinAnswer:
+    """Read a coordinator's answer. Raises InvalidInputError for anything else."""
+    return JoinAnswer(**_read(path, JoinAnswer))
+
+
+def _kind(record: type[JoinRequest] | type[JoinAnswer]) -> str:
+    return "join-request" if record is JoinRequest else "join-answer"
+
+
+def _read(path: Path, record: type[JoinRequest] | type[JoinAnswer]) -> dict[str, Any]:
+    hint = f"it should be the {_kind(record)} file written by `instahide " + (
+        "node init`" if record is JoinRequest else "coordinator admit`"
+    )
+    try:
+        data = path.read_bytes()[: MAX_BYTES + 1]
+        table: Any = json.loads(data) if len(data) <= MAX_BYTES else None
+    except FileNotFoundError as error:
+        raise InvalidInputError(f"there is no file {path}", hint=hint) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise InvalidInputError(f"{path} cannot be read as JSON", hint=hint) from error
+    if not isinstance(table, Mapping) or table.get("kind") != _kind(record):
+        raise InvalidInputError(f"{path} is not a {_kind(record)} file", hint=hint)
+    if table.get("format-version") != FORMAT_VERSION:
+        raise InvalidInputError(
+            f"{path} has format version {table.get('format-version')!r:.20}, this release reads "
+            f"{FORMAT_VERSION}",
+            hint="install the same release of instahide-fl on both sides",
+        )
+    fields = {key: value for key, value in table.items() if key not in ("kind", "format-version")}
+    if set(fields) != set(record.RULES):
+        wrong = sorted(set(fields) ^ set(record.RULES))
+        raise InvalidInputError(f"{path} has a missing or unknown entry {wrong[0]!r:.60}", hint=hint)
+    return {key.replace("-", "_"): check_value(key, rule, fields[key]) for key, rule in record.RULES.items()}

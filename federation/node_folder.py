@@ -1,0 +1,196 @@
+"""The hospital's node folder: key, policy, data settings, and what it needs to reach the coordinator.
+
+st-mary/
+  node.key node.pub          the node's key pair; the private half never leaves
+  policy.toml                what a coordinator may ask of this site; yours to edit
+  worker.toml                where images and state are (the site worker's settings)
+  st-mary.request.json       to be sent to the coordinator
+  authority.crt node.toml    written by `node join` from the coordinator's answer
+  state/                     ledger, registration, logs, socket
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from instahide.atomic import atomic_write_bytes, atomic_write_text
+from instahide.errors import InvalidInputError, RefusedError
+
+from .flower_processes.environment import flower_environment
+from .flower_processes.node import NodeSettings, node_process
+from .joining import JoinAnswer, JoinRequest, write_exchange
+from .provisioning import create_node_key, public_key_fingerprint
+from .site.policy import write_default_policy
+from .supervision import ManagedProcess
+
+READY_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class NodeFolder:
+    """The files of one hospital's node, by name."""
+
+    path: Path
+
+    @property
+    def key(self) -> Path:
+        return self.path / "node.key"
+
+    @property
+    def public_key(self) -> Path:
+        return self.path / "node.pub"
+
+    @property
+    def policy(self) -> Path:
+        return self.path / "policy.toml"
+
+    @property
+    def worker_config(self) -> Path:
+        return self.path / "worker.toml"
+
+    @property
+    def node_config(self) -> Path:
+        return self.path / "node.toml"
+
+    @property
+    def authority(self) -> Path:
+        return self.path / "authority.crt"
+
+    @property
+    def state(self) -> Path:
+        return self.path / "state"
+
+    @property
+    def socket(self) -> Path:
+        return self.state / "relay" / "worker.sock"
+
+    @property
+    def ready_file(self) -> Path:
+        return self.state / "worker-ready.json"
+
+
+def create_node(
+    path: Path,
+    *,
+    name: str,
+    data: Path,
+    test_data: Path | None,
+    public_data: Path | None,
+    class_names: Sequence[str] = (),
+    threads: int = 2,
+) -> tuple[NodeFolder, JoinRequest, Path]:
+    """Make a hospital's folder after reading its images once; the folder, the request, and its file.
+
+    Raises RefusedError if the folder holds a node already, InvalidInputError for unusable images.
+    """
+    from .site.dataset import load_site_data
+    from .site.worker_config import load_worker_config
+
+    folder = NodeFolder(path.resolve())
+    if folder.key.exists():
+        raise RefusedError(f"{path} already holds a node", hint="use another folder")
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.chmod(0o700)
+    settings: dict[str, object] = {
+        "site-name": name,
+        "data": str(data.resolve()),
+        "test-data": "" if test_data is None else str(test_data.resolve()),
+        "public-data": "" if public_data is None else str(public_data.resolve()),
+        "policy": "policy.toml",
+        "socket": "state/relay/worker.sock",
+        "state-folder": "state",
+        "ready-file": "state/worker-ready.json",
+        "threads": threads,
+    }
+    if class_names:
+        settings["class-names"] = list(class_names)
+    lines = ["# The site worker's settings; paths are relative to this folder."]
+    lines += [f"{key} = {json.dumps(value)}" for key, value in settings.items()]
+    atomic_write_text(folder.worker_config, "\n".join(lines) + "\n", mode=0o600)
+    site = load_site_data(load_worker_config(folder.worker_config))
+    if not folder.policy.exists():
+        write_default_policy(folder.policy)
+    key = create_node_key(folder.path)
+    request = JoinRequest(
+        name=name,
+        public_key=key.public.read_text(encoding="ascii").strip(),
+        num_examples=len(site.training),
+        evaluate_num_examples=len(site.test),
+        class_names=site.class_names,
+        image_shape=site.training.image_shape,
+    )
+    return folder, request, write_exchange(request, folder.path / f"{name}.request.json")
+
+
+def join(folder: NodeFolder, answer: JoinAnswer) -> NodeSettings:
+    """Take the coordinator's answer in. Raises RefusedError if it is for another key."""
+    if not folder.key.exists():
+        raise InvalidInputError(
+            f"{folder.path} holds no node", hint="make it with `instahide node init` first"
+        )
+    own = public_key_fingerprint(folder.public_key)
+    if answer.fingerprint != own:
+        raise RefusedError(
+            f"the answer is for the key {answer.fingerprint}, this node has {own}",
+            hint="ask the coordinator to admit this node's request file",
+        )
+    atomic_write_bytes(folder.authority, answer.authority.encode("ascii"))
+    settings = NodeSettings(
+        name=answer.name,
+        coordinator=answer.coordinator,
+        authority=folder.authority,
+        private_key=folder.key,
+        state_folder=folder.state,
+        worker_socket=folder.socket,
+    )
+    atomic_write_text(folder.node_config, settings.to_toml(), mode=0o600)
+    return settings
+
+
+def worker_process(folder: NodeFolder, *, threads: int | None = None) -> ManagedProcess:
+    """The site worker of this folder, not started yet; logs to ``state/worker.log``."""
+    if not folder.worker_config.exists():
+        raise InvalidInputError(f"{folder.path} holds no node", hint="make it with `instahide node init`")
+    return ManagedProcess(
+        "site worker",
+        [sys.executable, "-m", "federation.site.worker", "--config", str(folder.worker_config)],
+        log_path=folder.state / "worker.log",
+        environment=flower_environment(folder.state / "flower", num_threads=threads),
+    )
+
+
+def start_worker(folder: NodeFolder, *, threads: int | None = None) -> ManagedProcess:
+    """Start the site worker and wait until it has read its images and listens."""
+    folder.ready_file.unlink(missing_ok=True)
+    process = worker_process(folder, threads=threads).start()
+    try:
+        return process.wait_until(folder.ready_file.exists, within=READY_SECONDS)
+    except BaseException:
+        process.stop()
+        raise
+
+
+def relay_process(folder: NodeFolder, *, threads: int | None = None) -> ManagedProcess:
+    """The node process (Flower's SuperNode and our relay), not started yet."""
+    if not folder.node_config.exists():
+        raise InvalidInputError(
+            f"{folder.path} has not joined a federation yet",
+            hint="`instahide node join FOLDER NAME.join.json` with the coordinator's answer",
+        )
+    return node_process(folder.node_config, num_threads=threads)
+
+
+def worker_listens(folder: NodeFolder) -> bool:
+    """Whether a site worker accepts connections on this node's socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(2.0)
+        try:
+            probe.connect(str(folder.socket))
+        except OSError:
+            return False
+    return True

@@ -1,0 +1,245 @@
+"""The coordinator's study folder: its settings, its hospitals, its runs.
+
+    study/
+      study.toml        names the hospitals use, gateway address and port
+      sites.json        admitted hospitals: node id, name, key fingerprint, counts, classes, shape
+      runs/NAME/        one folder a run: events, checkpoints, model (written by the ServerApp)
+      authority.crt ... keys, certificates and Flower's state (``flower_processes.superlink``)
+
+The class names and the image shape of a run come from the admitted hospitals, which must agree
+on both; the initial weights are drawn here from the run's public ``initialization-seed``.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from instahide.atomic import atomic_path, atomic_write_text
+from instahide.errors import IntegrityError, InvalidInputError, RefusedError
+
+from .config import RunConfig
+from .joining import JoinAnswer, JoinRequest
+
+SETTINGS, SITES, RUNS = "study.toml", "sites.json", "runs"
+INITIAL_WEIGHTS = "initial.safetensors"
+DEFAULT_PORT = 9443
+
+
+@dataclass(frozen=True)
+class AdmittedSite:
+    """A hospital as the coordinator knows it."""
+
+    node_id: int
+    name: str
+    fingerprint: str
+    num_examples: int
+    evaluate_num_examples: int
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study folder and its settings."""
+
+    path: Path
+    names: tuple[str, ...]
+    listen: str
+    port: int
+
+    @property
+    def address(self) -> str:
+        """What the hospitals connect to, ``host:port``."""
+        host = self.names[0]
+        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+
+    def run_folder(self, name: str) -> Path:
+        """Folder of the run called ``name``."""
+        return self.path / RUNS / name
+
+    def run_names(self) -> list[str]:
+        """Runs that were started here, oldest first."""
+        folder = self.path / RUNS
+        found = [entry for entry in folder.iterdir() if entry.is_dir()] if folder.is_dir() else []
+        return [entry.name for entry in sorted(found, key=lambda entry: entry.stat().st_ctime)]
+
+    def sites(self) -> list[AdmittedSite]:
+        """Admitted hospitals. Raises IntegrityError if ``sites.json`` is damaged."""
+        path = self.path / SITES
+        if not path.exists():
+            return []
+        try:
+            rows = json.loads(path.read_text(encoding="utf-8"))
+            return [
+                AdmittedSite(
+                    **{
+                        **row,
+                        "class_names": tuple(row["class_names"]),
+                        "image_shape": tuple(row["image_shape"]),
+                    }
+                )
+                for row in rows
+            ]
+        except (ValueError, TypeError, KeyError) as error:
+            raise IntegrityError(f"{path} is damaged ({error})", hint="admit the hospitals again") from error
+
+
+def create_study(path: Path, *, names: tuple[str, ...], listen: str, port: int) -> Study:
+    """Make a study folder with its keys and certificates. Raises RefusedError if there is one."""
+    from .flower_processes.superlink import create_coordinator_folder
+
+    if not 1 <= port <= 65_535:
+        raise InvalidInputError(f"port {port} does not exist", hint="use a port from 1024 to 65535")
+    if (path / SETTINGS).exists():
+        raise RefusedError(f"{path} already holds a study", hint="use another folder")
+    create_coordinator_folder(path, names=names)
+    lines = [
+        f"names = {json.dumps(list(names))}  # in the gateway's certificate; hospitals use the first",
+        f"listen = {json.dumps(listen)}  # address the gateway listens on",
+        f"port = {port}",
+    ]
+    atomic_write_text(path / SETTINGS, "\n".join(lines) + "\n", mode=0o600)
+    return load_study(path)
+
+
+def load_study(path: Path) -> Study:
+    """Read a study folder. Raises InvalidInputError if it is none."""
+    try:
+        table = tomllib.loads((path / SETTINGS).read_text(encoding="utf-8"))
+        return Study(
+            path.resolve(), tuple(map(str, table["names"])), str(table["listen"]), int(table["port"])
+        )
+    except OSError as error:
+        raise InvalidInputError(
+            f"{path} is not a study folder", hint="make one with `instahide coordinator init`"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InvalidInputError(
+            f"{path / SETTINGS} cannot be read: {error}", hint="it needs names, listen and port"
+        ) from error
+
+
+def check_admissible(study: Study, request: JoinRequest) -> None:
+    """Whether a hospital fits the study, before its key is registered.
+
+    Raises RefusedError if the name belongs to another key, or classes or shape differ from the study's.
+    """
+    for site in study.sites():
+        if site.name == request.name and site.fingerprint != request.fingerprint:
+            raise RefusedError(
+                f"{request.name} is already admitted with another key ({site.fingerprint})",
+                hint="give the new hospital another name, or withdraw the old one first",
+            )
+        _check_agree(site, request)
+
+
+def admit(study: Study, request: JoinRequest, node_id: int) -> JoinAnswer:
+    """Write a hospital down (its key is registered already as ``node_id``); the answer to send back."""
+    check_admissible(study, request)
+    others = [site for site in study.sites() if site.fingerprint != request.fingerprint]
+    admitted = AdmittedSite(
+        node_id=node_id,
+        name=request.name,
+        fingerprint=request.fingerprint,
+        num_examples=request.num_examples,
+        evaluate_num_examples=request.evaluate_num_examples,
+        class_names=request.class_names,
+        image_shape=request.image_shape,
+    )
+    rows = [asdict(site) for site in [*others, admitted]]
+    atomic_write_text(study.path / SITES, json.dumps(rows, indent=2) + "\n", mode=0o600)
+    authority = (study.path / "authority.crt").read_text(encoding="ascii")
+    return JoinAnswer(
+        name=request.name, coordinator=study.address, authority=authority, fingerprint=request.fingerprint
+    )
+
+
+def _check_agree(site: AdmittedSite, request: JoinRequest) -> None:
+    if site.name == request.name:
+        return
+    if site.class_names != request.class_names:
+        raise RefusedError(
+            f"{request.name} has classes {list(request.class_names)!r:.200}, {site.name} has "
+            f"{list(site.class_names)!r:.200}",
+            hint="all sites of a study need one list: `instahide node init --class NAME --class NAME ...`",
+        )
+    if site.image_shape != request.image_shape:
+        raise RefusedError(
+            f"{request.name} has images of {request.image_shape}, {site.name} of {site.image_shape}",
+            hint="all sites of a study need one image shape (channels, height, width)",
+        )
+
+
+def prepare_run(study: Study, settings: Mapping[str, Any]) -> RunConfig:
+    """Make the run's folder with its sites and initial weights; the complete settings.
+
+    Raises InvalidInputError for wrong settings or no hospitals, RefusedError if the run exists.
+    """
+    sites = study.sites()
+    if not sites:
+        raise InvalidInputError(
+            "no hospital is admitted yet", hint="`instahide coordinator admit STUDY NAME.request.json`"
+        )
+    shared = {"class-names": list(sites[0].class_names), "image-shape": list(sites[0].image_shape)}
+    config = RunConfig.from_mapping({**shared, **settings})
+    folder = study.run_folder(config.run_name)
+    if folder.exists():
+        raise RefusedError(
+            f"there is a run called {config.run_name!r} already",
+            hint="choose another --name, or `instahide coordinator resume` to continue that one",
+        )
+    folder.mkdir(mode=0o700, parents=True)
+    config = replace(config, run_directory=str(folder))
+    write_initial_weights(config, folder / INITIAL_WEIGHTS)
+    write_run_sites(sites, folder / SITES)
+    atomic_write_text(folder / "run.json", json.dumps(config.to_mapping(), indent=2) + "\n")
+    return config
+
+
+def load_run(study: Study, name: str) -> RunConfig:
+    """The settings of a run started before. Raises InvalidInputError if there is none of that name."""
+    path = study.run_folder(name) / "run.json"
+    try:
+        return RunConfig.from_mapping(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        known = ", ".join(study.run_names()) or "none yet"
+        raise InvalidInputError(f"there is no run called {name!r}", hint=f"runs: {known}") from error
+
+
+def write_run_sites(sites: list[AdmittedSite], path: Path) -> None:
+    """Name and registered sizes by node id: what the ServerApp checks replies against."""
+    table = {
+        str(site.node_id): {
+            "name": site.name,
+            "num-examples": site.num_examples,
+            "evaluate-num-examples": site.evaluate_num_examples,
+        }
+        for site in sites
+    }
+    atomic_write_text(path, json.dumps(table, indent=2) + "\n")
+
+
+def write_initial_weights(config: RunConfig, path: Path) -> None:
+    """Draw the model's initial weights from the public seed; floating-point tensors only."""
+    from safetensors.torch import save_file
+
+    from instahide.models import build_model
+
+    channels, height, width = config.image_shape
+    model = build_model(
+        config.model,
+        image_shape=(channels, height, width),
+        num_classes=len(config.class_names),
+        absolute_input=config.absolute_input,
+        initialization_seed=config.initialization_seed,
+    )
+    weights = {
+        name: tensor.contiguous() for name, tensor in model.state_dict().items() if tensor.is_floating_point()
+    }
+    with atomic_path(path) as temporary:
+        save_file(weights, temporary)
