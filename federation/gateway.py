@@ -39,7 +39,7 @@ from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
-from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from instahide.errors import FederationError, InstaHideError, InvalidInputError
 
@@ -319,18 +319,20 @@ def application(settings: GatewaySettings, *, transport: httpx.AsyncBaseTranspor
     )
     gateway = Gateway(settings, client)
 
-    async def endpoint(request: Request) -> Response:
-        return await gateway(request)
+    async def endpoint(scope: Scope, receive: Receive, send: Send) -> None:
+        response = await gateway(Request(scope, receive))
+        await response(scope, receive, send)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         yield
         await client.aclose()
 
-    methods = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD", "TRACE", "CONNECT"]
-    routes = [Route("/{path:path}", endpoint, methods=methods)]
     life: Callable[[Starlette], AbstractAsyncContextManager[None]] = lifespan
-    return Starlette(routes=routes, lifespan=life)
+    app = Starlette(lifespan=life)
+    app.router.default = endpoint  # no routes: every path, well-formed or not, is judged in one place
+    app.router.redirect_slashes = False
+    return app
 
 
 def serve(settings: GatewaySettings) -> None:
