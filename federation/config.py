@@ -78,7 +78,7 @@ class TrainingSettings:
         "run", str, "name of the run in logs, ledgers and files", pattern=RUN_NAME_PATTERN
     )
     num_server_rounds: int = setting(3, int, "rounds to train", minimum=1, maximum=100_000)
-    model: str = setting("cnn", str, "model to build at every site", pattern=RUN_NAME_PATTERN)
+    model: str = setting("small-cnn", str, "model to build at every site", pattern=RUN_NAME_PATTERN)
     initialization_seed: int = setting(
         0, int, "seed of the initial weights (public, not a secret)", minimum=0, maximum=LARGEST_SEED
     )

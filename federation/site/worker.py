@@ -28,7 +28,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,7 @@ def open_site(config: WorkerConfig, *, accept_changed_data: bool = False) -> Sit
     data = load_site_data(config)
     ledger = ExposureLedger(state / LEDGER_NAME)
     register(data, ledger, state, accept_changes=accept_changed_data)
+    data = _without_copies(data, ledger)
     tasks = SiteTasks(
         config.site_name,
         data,
@@ -93,6 +94,14 @@ def open_site(config: WorkerConfig, *, accept_changed_data: bool = False) -> Sit
         threads=config.threads,
     )
     return Site(config, data, ledger, tasks)
+
+
+def _without_copies(data: SiteData, ledger: ExposureLedger) -> SiteData:
+    """An image that is there twice would be encoded twice an epoch: its copies are left out."""
+    training = ledger.without_copies(data.training)
+    if left_out := len(data.training) - len(training):
+        logger.warning("%d exact copies of training images are left out", left_out)
+    return replace(data, training=training)
 
 
 def run_worker(config: WorkerConfig, *, accept_changed_data: bool = False) -> int:

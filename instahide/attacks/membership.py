@@ -6,13 +6,14 @@ The attacker holds candidate images (a radiograph seen elsewhere, say), the rele
 public law and some other images of the same kind. An encoding is e = σ∘z, z = λ·x + Σ λ_j·x_j, and
 the sign mask σ leaves e² = z² untouched. So for a candidate x that is inside with coefficient λ::
 
-    E[e² | x, λ] − E[e² | λ] = λ²·(x² − E x²) + 2λ(1 − λ)·m∘(x − m),        m = E x       (1)
+    E[e² | x, λ] − E[e² | λ] = λ²·(x² − E x²) + 2λ(1 − λ)·o∘(x − E x)                     (1)
 
-while without x the vector e² has a mean μ and a covariance S that anyone can get by encoding public
-images. With S = L·Lᵀ the log likelihood ratio of a Gaussian shift is ⟨f, g⟩ − |g|²/2, where
-f = L⁻¹(e² − μ) and g = L⁻¹ times (1). Whitening by L is what makes the attack strong: neighbouring
-pixels agree, and the whitened e² is free of what all images share. (1) is linear in two vectors
-per candidate, so all M·N·Q ratios cost two matrix products.
+with o the mean of the other sources (E x itself, or with a public pool the mean of both kinds in
+the numbers the law mixes), while without x the vector e² has a mean μ and a covariance S that
+anyone can get by encoding public images. With S = L·Lᵀ the log likelihood ratio of a Gaussian shift
+is ⟨f, g⟩ − |g|²/2, where f = L⁻¹(e² − μ) and g = L⁻¹ times (1). Whitening by L is what makes the
+attack strong: neighbouring pixels agree, and the whitened e² is free of what all images share. (1)
+is linear in two vectors per candidate, so all M·N·Q ratios cost two matrix products.
 
 Coefficient and label enter by Bayes' rule: the law of (λ, w), w the weight of the candidate's class
 in the label, is drawn from the public law both for "inside" and for "not inside"; a label so tells
@@ -100,6 +101,7 @@ def known_image_membership(
         assumptions=(
             "the attacker holds the exact candidate image, as it was before encoding",
             f"the attacker has {len(view.public_images)} other images of the same kind",
+            *(["the attacker knows the public pool"] if view.public_pool is not None else []),
             "the coefficient law is public; coefficients, partners and sign masks are not",
             "soft labels are published and the candidate's class is known"
             if uses_labels
@@ -194,11 +196,10 @@ def _simulated_encodings(view: AttackerView) -> torch.Tensor:
             hint="give some hundred images of the same kind",
         )
     images = ImageSet(pool[:NUM_SIMULATED], np.zeros(min(len(pool), NUM_SIMULATED), dtype=np.int64))
+    public = (view.public_pool or ImageSet(pool)) if view.scheme == "cross" else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FewPixelsWarning)  # a warning to those who encode
-        encoder = Encoder(
-            view.config, private=images, public=ImageSet(pool) if view.scheme == "cross" else None
-        )
+        encoder = Encoder(view.config, private=images, public=public)
     epochs = [encoder.encode_epoch().images for _ in range(-(-NUM_SIMULATED // len(images)))]
     return torch.cat(epochs)[:NUM_SIMULATED]
 
@@ -218,13 +219,17 @@ def _pooled(images: torch.Tensor) -> torch.Tensor:
 
 
 def _shifts(view: AttackerView, candidates: ImageSet, null: _NullLaw) -> tuple[torch.Tensor, torch.Tensor]:
-    """The whitened vectors of equation (1), each (M, d): of x² − E x², and of m∘(x − m)."""
+    """The whitened vectors of equation (1), each (M, d): of x² − E x², and of o∘(x − E x)."""
     public, x = to_unit_range(view.public_images.images), to_unit_range(candidates.images)
     m = public.mean(0)
+    others = m
+    if view.scheme == "cross" and view.public_pool is not None and view.config.num_mixed > 1:
+        from_pool = (view.config.num_mixed - view.config.num_private) / (view.config.num_mixed - 1)
+        others = (1 - from_pool) * m + from_pool * to_unit_range(view.public_pool.images).mean(0)
     if not view.config.has_sign_mask:
         shift = null.whiten(_pooled(x - m))
         return shift, torch.zeros_like(shift)
-    return null.whiten(_pooled(x * x - (public * public).mean(0))), null.whiten(_pooled(m * (x - m)))
+    return null.whiten(_pooled(x * x - (public * public).mean(0))), null.whiten(_pooled(others * (x - m)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -31,6 +31,7 @@ class AttackerView:
         config: the published law of the encoder.
         scheme: ``"inside"`` or ``"cross"``.
         public_images: P images of the same kind as the private ones, for statistics.
+        public_pool: the pool the public sources were drawn from; ``None``: images like the private ones.
     """
 
     encodings: torch.Tensor
@@ -38,6 +39,7 @@ class AttackerView:
     config: EncoderConfig
     scheme: str
     public_images: ImageSet
+    public_pool: ImageSet | None = None
 
     def __post_init__(self) -> None:
         if tuple(self.encodings.shape[1:]) != self.public_images.image_shape:
@@ -45,16 +47,26 @@ class AttackerView:
                 f"encodings are {tuple(self.encodings.shape[1:])}, others {self.public_images.image_shape}",
                 hint="resize the public images to the encodings' shape",
             )
+        if self.public_pool is not None and self.public_pool.image_shape != self.public_images.image_shape:
+            raise InvalidInputError(
+                f"the pool is {self.public_pool.image_shape}, others {self.public_images.image_shape}",
+                hint="resize the pool to the encodings' shape",
+            )
         if len(self.encodings) == 0:
             raise InvalidInputError("there are no encodings to attack", hint="encode at least one image")
 
     @classmethod
     def of(
-        cls, encoded: EncodedDataset, public_images: ImageSet, *, show_labels: bool = True
+        cls,
+        encoded: EncodedDataset,
+        public_images: ImageSet,
+        *,
+        public_pool: ImageSet | None = None,
+        show_labels: bool = True,
     ) -> AttackerView:
         """The view of someone who was sent ``encoded``; ``show_labels=False`` if labels stayed behind."""
         labels = encoded.labels if show_labels else None
-        return cls(encoded.images, labels, encoded.config, encoded.scheme, public_images)
+        return cls(encoded.images, labels, encoded.config, encoded.scheme, public_images, public_pool)
 
 
 @dataclass(frozen=True, eq=False)
