@@ -20,7 +20,8 @@ from instahide.errors import InstaHideError
 from .commands import coordinator, dataset, demo, encode, inspect, node, train
 
 EPILOG = (
-    "Exit codes: 0 done · 1 a run failed · 2 wrong input, nothing changed · 3 refused by a budget or policy · "
+    "Exit codes: 0 done · 1 a run failed · 2 wrong input, nothing changed · 3 refused by a budget or "
+    "policy · "
     "4 a file is corrupt or edited · 5 the federation failed · 130 interrupted. "
     "Any verb takes --debug to show the full traceback of an error."
 )

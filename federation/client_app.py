@@ -18,11 +18,13 @@ from flwr.clientapp import ClientApp
 from instahide.errors import FederationError, InstaHideError
 
 from .frames import BUNDLE_KEY, Frame, ask
+from .packing import pack_arrays, unpack_arrays
 
 SOCKET_KEY = "worker-socket"
 SOCKET_VARIABLE = "INSTAHIDE_WORKER_SOCKET"
 TIMEOUT_KEY = "worker-timeout-seconds"
 SITE_KEY = "site-name"
+WEIGHTS = "weights"  # the one array of the record "arrays": all weights, packed
 DEFAULT_TIMEOUT_SECONDS = 12 * 3600.0
 """As long as Flower keeps a message; the coordinator's round deadline is the shorter one."""
 
@@ -68,9 +70,8 @@ def _socket_path(context: Context) -> str:
 def _to_frame(message: Message, context: Context, kind: str) -> Frame:
     records = message.content
     config = dict(records.config_records.get("config", ConfigRecord()))
-    arrays = {
-        name: array.numpy() for name, array in records.array_records.get("arrays", ArrayRecord()).items()
-    }
+    packed = records.array_records.get("arrays", ArrayRecord()).get(WEIGHTS)
+    arrays = {} if packed is None else unpack_arrays(packed.data)
     return Frame(kind, {"config": config, BUNDLE_KEY: str(context.node_config.get(BUNDLE_KEY, ""))}, arrays)
 
 
@@ -79,7 +80,8 @@ def _to_records(answer: Frame) -> RecordDict:
     for name, record in answer.fields.items():
         content[name] = MetricRecord(record) if name == "metrics" else ConfigRecord(record)
     if answer.arrays:
-        content["arrays"] = ArrayRecord({name: Array(array) for name, array in answer.arrays.items()})
+        weights = pack_arrays(answer.arrays)
+        content["arrays"] = ArrayRecord({WEIGHTS: Array("uint8", (len(weights),), "safetensors", weights)})
     return content
 
 

@@ -31,11 +31,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 from numpy.typing import NDArray
 
-from instahide.errors import FederationError
+from instahide.errors import FederationError, InvalidInputError
+
+from .packing import pack_arrays, unpack_arrays
 
 MAGIC: Final = b"IHF1"
 KINDS: Final = frozenset({"train", "evaluate", "status", "reply"})
@@ -65,14 +65,11 @@ class Frame:
 
 def encode_frame(frame: Frame) -> tuple[bytes, bytes]:
     """(prefix and header, payload) of ``frame``; raises FrameError where a receiver would refuse it."""
-    arrays = {name: np.asarray(array) for name, array in frame.arrays.items()}
-    wrong = [name for name, array in arrays.items() if array.dtype != np.float32]
-    if wrong:
-        raise FrameError(
-            f"array {wrong[0]!r} is {arrays[wrong[0]].dtype}, not float32",
-            hint="send floating arrays as float32",
-        )
-    header_fields = {"kind": frame.kind, "fields": dict(frame.fields), "arrays": list(arrays)}
+    try:
+        payload = pack_arrays(frame.arrays)
+    except InvalidInputError as error:
+        raise FrameError(error.message, hint=error.hint) from error
+    header_fields = {"kind": frame.kind, "fields": dict(frame.fields), "arrays": list(frame.arrays)}
     _check_header(header_fields)
     try:
         header = json.dumps(header_fields, allow_nan=False, separators=(",", ":")).encode("utf-8")
@@ -82,8 +79,6 @@ def encode_frame(frame: Frame) -> tuple[bytes, bytes]:
         raise FrameError(
             f"header of {len(header)} bytes exceeds {MAX_HEADER_BYTES}", hint="send fewer fields"
         )
-    contiguous = {name: np.require(array, requirements="C") for name, array in arrays.items()}
-    payload = safetensors.numpy.save(contiguous) if arrays else b""
     return _PREFIX.pack(MAGIC, len(header), len(payload)) + header, payload
 
 
@@ -255,25 +250,13 @@ def _check_scalars(name: Any, values: Any) -> None:
 
 
 def _parse_payload(payload: bytes, names: list[str]) -> dict[str, NDArray[np.float32]]:
-    if not payload and not names:
-        return {}
     try:
-        tensors = dict(safetensors.deserialize(payload))  # type: ignore[no-untyped-call]
-    except Exception as error:  # SafetensorError, and whatever its Rust side raises
-        raise FrameError(
-            f"payload is not safetensors ({type(error).__name__})", hint="look at the other end's log"
-        ) from error
+        tensors = unpack_arrays(payload)
+    except InvalidInputError as error:
+        raise FrameError(f"payload: {error.message}", hint=error.hint) from error
     if set(tensors) != set(names):
         raise FrameError("payload and header name different arrays", hint="both ends need one version")
-    return {name: _as_float32(name, tensors[name]) for name in names}
-
-
-def _as_float32(name: str, tensor: Mapping[str, Any]) -> NDArray[np.float32]:
-    if tensor["dtype"] != "F32":
-        raise FrameError(
-            f"array {name[:40]!r} is {tensor['dtype']}, not F32", hint="send floating arrays as float32"
-        )
-    return np.frombuffer(tensor["data"], dtype="<f4").reshape(tensor["shape"])
+    return {name: tensors[name] for name in names}
 
 
 def ask(

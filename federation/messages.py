@@ -208,38 +208,6 @@ def check_array_record(arrays: Mapping[str, Any]) -> None:
             )
 
 
-def array_from_npy(data: bytes) -> NDArray[np.float32]:
-    """The float32 array in the bytes of a ``.npy`` file, without trusting its header.
-
-    ``numpy.load`` would open a zip archive here, set aside whatever memory a header of forty
-    bytes asks for, or evaluate it as Python. This takes the one form ``numpy.save`` writes for
-    float32 (format 1.0), and exactly the bytes the shape needs. The result is a read-only view
-    of ``data``. Raises InvalidInputError.
-    """
-    head = _NPY_HEAD.match(data)
-    if head is None or head.end() != 10 + int.from_bytes(data[8:10], "little"):
-        raise InvalidInputError(
-            f"{len(data)} bytes are no float32 array in numpy's format 1.0",
-            hint="send what numpy.save writes",
-        )
-    shape = [int(length) for length in head["shape"].split(b",") if length.strip()]
-    # Lengths beside a zero are free in the product, hence bounded on their own.
-    if len(data) - head.end() != 4 * math.prod(shape) or max(shape, default=0) > len(data):
-        raise InvalidInputError(
-            f"{len(data) - head.end()} bytes are not the float32 values of shape {shape}",
-            hint="send the array whole",
-        )
-    flat = np.frombuffer(data, dtype="<f4", offset=head.end())
-    return flat.reshape(shape[::-1]).T if head["fortran"] == b"True" else flat.reshape(shape)
-
-
-_NPY_HEAD = re.compile(
-    rb"\x93NUMPY\x01\x00..\{'descr': '<f4', 'fortran_order': (?P<fortran>True|False), "
-    rb"'shape': \((?P<shape>(?:\d{1,12}, ?){0,8}(?:\d{1,12})?)\), \} {0,128}\n",
-    re.DOTALL,
-)
-
-
 def _check_keys(
     record: str,
     found: Mapping[str, Any],

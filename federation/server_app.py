@@ -5,9 +5,9 @@ It reads the run's settings from Flower's run configuration, fits Flower's grid 
 raises, so does this, and Flower marks the run as failed. No torch in this process: weights are
 numpy arrays, the initial ones are read from the run directory.
 
-Replies are taken apart without trust: the bytes of every array are measured before they are
-read, and read without ``numpy.load`` (see ``array_from_npy``). A reply that cannot be taken
-apart counts as that site's failure, with the reason.
+Replies are taken apart without trust: the bytes of the weights are measured before they are
+read, and hold no code (``packing.py``). A reply that cannot be taken apart counts as that site's
+failure, with the reason.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
@@ -24,9 +23,11 @@ from instahide.errors import InstaHideError, InvalidInputError
 from .config import RunConfig
 from .coordinator import rounds
 from .coordinator.grid import GridReply
-from .messages import MAX_ARRAYS, Arrays, RoundRequest, SiteReply, array_from_npy
+from .messages import Arrays, RoundRequest, SiteReply
+from .packing import pack_arrays, unpack_arrays
 
-NPY_HEADER_BYTES = 16_384  # more than any header numpy writes for a float32 array
+WEIGHTS = "weights"  # the one array of the record "arrays": all weights, packed
+SPARE_BYTES = 65_536  # a reply's header may be longer than the request's by this much
 
 app = ServerApp()
 
@@ -54,7 +55,9 @@ class FlowerGrid:
 
     def push(self, requests: Mapping[int, RoundRequest], *, lifetime: float) -> dict[int, str]:
         """Send the requests; the weights they share travel to the SuperLink once."""
-        contents = {id(request): to_content(request) for request in requests.values()}
+        packed = {id(request): pack_arrays(request.arrays) for request in requests.values()}
+        contents = {id(request): to_content(request, packed[id(request)]) for request in requests.values()}
+        self._largest_reply = max([self._largest_reply, *(len(d) + SPARE_BYTES for d in packed.values())])
         nodes = list(requests)
         messages = [
             Message(
@@ -66,9 +69,6 @@ class FlowerGrid:
             )
             for node in nodes
         ]
-        for request in requests.values():
-            sent = sum(array.nbytes + NPY_HEADER_BYTES for array in request.arrays.values())
-            self._largest_reply = max(self._largest_reply, sent)
         message_ids = list(self._grid.push_messages(messages))
         # Flower returns no ids at all for a payload it finds too large, "" for a refused message.
         return {node: str(sent) for node, sent in zip(nodes, message_ids, strict=False) if sent}
@@ -88,11 +88,10 @@ class FlowerGrid:
             return GridReply(**to, error=f"unusable reply: {problem.message}")
 
 
-def to_content(request: RoundRequest) -> RecordDict:
-    """The records of a request: its weights and its settings."""
-    # Contiguous copies keep the bytes, and so Flower's content addresses, the same everywhere.
-    arrays = {name: Array(np.asarray(array, order="C")) for name, array in request.arrays.items()}
-    return RecordDict({"arrays": ArrayRecord(arrays), "config": ConfigRecord(request.to_mapping())})
+def to_content(request: RoundRequest, weights: bytes) -> RecordDict:
+    """The records of a request: its packed weights and its settings."""
+    record = ArrayRecord({WEIGHTS: Array("uint8", (len(weights),), "safetensors", weights)})
+    return RecordDict({"arrays": record, "config": ConfigRecord(request.to_mapping())})
 
 
 def to_site_reply(content: RecordDict, *, largest: int) -> SiteReply:
@@ -112,9 +111,12 @@ def to_site_reply(content: RecordDict, *, largest: int) -> SiteReply:
 
 
 def _to_arrays(record: ArrayRecord, largest: int) -> Arrays:
-    size = sum(len(array.data) for array in record.values())
-    if size > largest or len(record) > MAX_ARRAYS:
+    if set(record) != {WEIGHTS}:
         raise InvalidInputError(
-            f"{len(record)} arrays of {size} bytes, where at most {largest} bytes were due"
+            f"the record of arrays holds {sorted(record)[:3]!r:.100}, not the packed weights alone",
+            hint="install the same release everywhere",
         )
-    return {name: array_from_npy(array.data) for name, array in record.items()}
+    data = record[WEIGHTS].data
+    if len(data) > largest:
+        raise InvalidInputError(f"{len(data)} bytes of weights, where at most {largest} were due")
+    return unpack_arrays(data)

@@ -27,7 +27,15 @@ from .encoded_dataset import EncodedDataset
 from .encoder_config import EncoderConfig
 from .errors import InvalidInputError
 from .images import ImageSet
-from .mixing_kernel import Recipe, Sources, mix_records, new_output, release_pages, with_whole_images
+from .mixing_kernel import (
+    Recipe,
+    Sources,
+    is_memory_mapped,
+    mix_records,
+    new_output,
+    release_pages,
+    with_whole_images,
+)
 from .partners import draw_private_partners, draw_public_sources
 from .randomness import Randomness
 from .sign_mask import draw_sign_bits
@@ -39,6 +47,8 @@ if TYPE_CHECKING:
 MIN_MASK_BITS = 128
 """Below this many values in an image its sign mask could be guessed; the encoder warns."""
 _CHUNK_VALUES = 1 << 20
+_MAPPED_CHUNK_VALUES = 1 << 17
+"""Touching one image of a file may bring in megabytes around it, so pages are given back more often."""
 _STREAMING_BYTES = 32 << 20
 _CHECK_BYTES = 16 << 20
 
@@ -176,8 +186,10 @@ class Encoder:
         flat = out.view(len(out), d)
         streaming = out.numel() * out.element_size() > _STREAMING_BYTES
         scale = self.config.coefficient_grid or 1  # on the grid, weights are whole numbers and sums exact
-        for first in range(0, len(out), max(1, _CHUNK_VALUES // d)):
-            rows = slice(first, min(first + max(1, _CHUNK_VALUES // d), len(out)))
+        mapped = any(is_memory_mapped(part.images) for part in sources)
+        chunk = max(1, (_MAPPED_CHUNK_VALUES if mapped else _CHUNK_VALUES) // d)
+        for first in range(0, len(out), chunk):
+            rows = slice(first, min(first + chunk, len(out)))
             recipe = Recipe(
                 [Sources(part.images, part.indices[rows]) for part in sources],
                 (coefficients[rows] * scale).astype(np.float32),

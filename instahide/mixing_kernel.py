@@ -118,12 +118,17 @@ def release_pages(images: NDArray[np.uint8]) -> None:
         file_map.madvise(mmap.MADV_DONTNEED)
 
 
+def is_memory_mapped(images: NDArray[np.uint8]) -> bool:
+    """Whether the images lie in a file rather than in memory."""
+    return _memory_map(images) is not None
+
+
 def with_whole_images(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """``images`` with each image's bytes in one piece: a copy of channels-last arrays held in memory.
 
     A memory-mapped array is left alone, whatever its order; its images are gathered batch by batch.
     """
-    if not len(images) or images[0].flags.c_contiguous or _memory_map(images) is not None:
+    if not len(images) or images[0].flags.c_contiguous or is_memory_mapped(images):
         return images
     return np.ascontiguousarray(images)
 

@@ -84,7 +84,8 @@ def test_only_the_named_packages_are_in_the_wheel() -> None:
 def test_the_command_line_starts_without_the_heavy_libraries() -> None:
     program = (
         "import sys; import federation.cli; "
-        "print([m for m in ('torch', 'torchvision', 'flwr', 'sklearn', 'matplotlib', 'scipy') if m in sys.modules])"
+        "print([m for m in ('torch', 'torchvision', 'flwr', 'sklearn', 'matplotlib', 'scipy') if m "
+        "in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -93,7 +94,8 @@ def test_the_command_line_starts_without_the_heavy_libraries() -> None:
 def test_instahide_and_theory_modules_import_without_flower() -> None:
     program = (
         "import sys; sys.modules['flwr'] = None; "
-        "import instahide.encoder, instahide.training, instahide.storage, instahide.readers, theory_modules; print('ok')"
+        "import instahide.encoder, instahide.training, instahide.storage, instahide.readers, "
+        "theory_modules; print('ok')"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "ok"
@@ -107,7 +109,8 @@ def test_no_file_names_a_home_directory_or_a_package_index() -> None:
     found = [
         (name, word)
         for name in listing.stdout.split()
-        if (ROOT / name).suffix in {".py", ".md", ".toml", ".txt", ".c", ".yaml", ".cfg", ""} and (ROOT / name).is_file()
+        if (ROOT / name).suffix in {".py", ".md", ".toml", ".txt", ".c", ".yaml", ".cfg", ""}
+        and (ROOT / name).is_file()
         for word in forbidden
         if word in (ROOT / name).read_text(encoding="utf-8", errors="ignore")
     ]

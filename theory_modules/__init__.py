@@ -1,0 +1,1 @@
+"""Stand-alone mathematics behind training and evaluation; one result a module, each runnable."""

@@ -36,6 +36,7 @@ BUNDLED = (
     "config.py",
     "messages.py",
     "frames.py",
+    "packing.py",
     "coordinator",
 )
 COMPONENTS = {"serverapp": "federation.server_app:app", "clientapp": "federation.client_app:app"}

@@ -18,7 +18,8 @@ from safetensors.numpy import load_file, save_file
 
 from federation.config import RunConfig
 from federation.messages import Refusal, RoundRequest, SiteReply
-from federation.server_app import FlowerGrid, app, to_content, to_site_reply
+from federation.packing import pack_arrays, unpack_arrays
+from federation.server_app import WEIGHTS, FlowerGrid, app, to_content, to_site_reply
 from instahide.errors import FederationError, InvalidInputError
 
 NAMES = {2**63 + 5: "Anna", 7: "Bern"}  # Flower's node ids are unsigned 64-bit numbers
@@ -84,16 +85,20 @@ def trained(node, message):
     request = RoundRequest.from_mapping(
         dict(message.content["config"]),
         kind=message.metadata.message_type,
-        arrays={name: array.numpy() for name, array in message.content["arrays"].items()},
+        arrays=unpack_arrays(message.content["arrays"][WEIGHTS].data),
     )
     metrics = {"evaluate-num-examples": 5, "evaluate-accuracy-plain": 0.5}
     records = RecordDict({"site": ConfigRecord({"name": NAMES[node]})})
     if request.kind == "train":
         metrics |= {"num-examples": 10, "train-loss": 1.0, "train-seconds": 0.1, "worker-seconds": 0.1}
         step = {name: np.asarray(array + np.float32(node % 3 + 1)) for name, array in request.arrays.items()}
-        records["arrays"] = ArrayRecord({name: Array(array) for name, array in step.items()})
+        records["arrays"] = packed(pack_arrays(step))
     records["metrics"] = MetricRecord(metrics)
     return records
+
+
+def packed(data):
+    return ArrayRecord({WEIGHTS: Array("uint8", (len(data),), "safetensors", data)})
 
 
 def context(folder, **settings):
@@ -155,9 +160,9 @@ def request(**settings):
 
 
 def test_a_request_reads_back_from_flowers_records():
-    content = to_content(request())
+    content = to_content(request(), pack_arrays(ARRAYS))
     again = RoundRequest.from_mapping(
-        dict(content["config"]), arrays={name: array.numpy() for name, array in content["arrays"].items()}
+        dict(content["config"]), arrays=unpack_arrays(content["arrays"][WEIGHTS].data)
     )
     assert again == request()
     assert all(again.arrays[name].tobytes() == ARRAYS[name].tobytes() for name in ARRAYS)
@@ -184,8 +189,8 @@ def test_messages_flower_did_not_take_are_not_waited_for(returned, monkeypatch):
 # --- replies ----------------------------------------------------------------------------------------------
 
 
-def record(**arrays):
-    return RecordDict({"site": ConfigRecord({"name": "A"}), "arrays": ArrayRecord(arrays)})
+def record(arrays):
+    return RecordDict({"site": ConfigRecord({"name": "A"}), "arrays": arrays})
 
 
 def test_a_refusal_keeps_its_text():
@@ -197,28 +202,28 @@ def test_a_refusal_keeps_its_text():
 
 
 def test_more_bytes_than_the_model_has_are_refused_before_they_are_read():
-    big = record(w=Array(np.zeros(100_000, np.float32)))
-    with pytest.raises(InvalidInputError, match="400128 bytes, where at most 100000"):
-        to_site_reply(big, largest=LARGEST)
+    with pytest.raises(InvalidInputError, match="400000 bytes of weights, where at most 100000"):
+        to_site_reply(record(packed(bytes(400_000))), largest=LARGEST)
 
 
 @pytest.mark.parametrize(
-    "array",
-    [
-        Array("float32", (2,), "numpy.ndarray", b"PK\x03\x04 a zip archive"),
-        Array("float32", (2,), "numpy.ndarray", b""),
-        Array("float32", (2,), "pickle", b"\x80\x04K\x01."),
-        Array(np.zeros(3, np.float64)),
-    ],
+    "data",
+    [b"PK\x03\x04 a zip archive", b"\x80\x04K\x01.", pack_arrays({"w": np.zeros(3, np.float32)})[:-1]],
 )
-def test_arrays_that_are_not_plain_float32_are_refused(array):
+def test_bytes_that_are_not_packed_weights_are_refused(data):
     with pytest.raises(InvalidInputError):
-        to_site_reply(record(w=array), largest=LARGEST)
+        to_site_reply(record(packed(data)), largest=LARGEST)
+
+
+def test_weights_come_as_one_array_of_one_name():
+    loose = ArrayRecord({name: Array(array) for name, array in ARRAYS.items()})
+    with pytest.raises(InvalidInputError, match="not the packed weights alone"):
+        to_site_reply(record(loose), largest=LARGEST)
 
 
 def test_what_an_array_claims_about_itself_is_not_believed():
-    lying = Array("float32", (1000, 1000), "numpy.ndarray", Array(ARRAYS["w"]).data)
-    assert to_site_reply(record(w=lying), largest=LARGEST).arrays["w"].shape == (2, 3)
+    lying = ArrayRecord({WEIGHTS: Array("float32", (1000, 1000), "numpy.ndarray", pack_arrays(ARRAYS))})
+    assert to_site_reply(record(lying), largest=LARGEST).arrays["w"].shape == (2, 3)
 
 
 def test_the_server_process_never_imports_torch():
