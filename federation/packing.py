@@ -34,7 +34,7 @@ def pack_arrays(arrays: Mapping[str, NDArray[np.float32]]) -> bytes:
 
 
 def unpack_arrays(data: bytes) -> Arrays:
-    """The arrays in ``data``, as read-only views where possible; {} for ``b""``.
+    """The arrays in ``data``, in the order safetensors keeps (by name); {} for ``b""``.
 
     Raises InvalidInputError for bytes that are not whole safetensors of float32 arrays.
     """
