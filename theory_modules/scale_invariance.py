@@ -148,7 +148,6 @@ def scale_invariance_report(
         return ScaleInvarianceReport((), (), {}, np.zeros((0, 0)), (0.0, 0.0))
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
         jacobian, outputs = _jacobian(model, sample, len(parameters), generator)
         rows, gap = echelon_rows(jacobian)
         convertible = _largest_set(rows, parameters, only)

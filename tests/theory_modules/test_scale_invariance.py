@@ -177,6 +177,14 @@ def test_attention_trades_query_against_key_unless_both_are_normalised() -> None
     assert len(normed.convertible) == 5
 
 
+def test_dropout_inside_attention_does_not_hide_an_invariance() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.2, norm_first=True, batch_first=True)
+    model = nn.Sequential(nn.Linear(5, 8), layer, nn.LayerNorm(8), nn.Linear(8, 3))
+    report = scale_invariance_report(model, torch.randn(4, 6, 5))
+    assert {"0.weight", "0.bias", "1.self_attn.out_proj.weight"} <= set(report.convertible)
+    assert "1.self_attn.in_proj_weight" in report.never  # query, key and value in one tensor
+
+
 def test_a_sum_of_converted_and_fixed_parts_is_left_out() -> None:
     """The norm is per channel: at eps -> 0 the trained branch converts, with one eps for all it does not."""
     report = scale_invariance_report(Concatenated(), VECTORS)
