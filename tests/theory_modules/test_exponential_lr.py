@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from theory_modules.exponential_lr import (
@@ -40,6 +40,7 @@ def test_the_recursion_grows_like_the_root_of_the_quadratic() -> None:
     assert rates[-1] / rates[-2] == pytest.approx(growth_root(0.1, 0.9, 5e-4) ** -2, rel=1e-14)
 
 
+@settings(deadline=None)
 @given(
     momentum=st.floats(0.0, 0.97),
     share=st.floats(0.0, 0.9),
@@ -178,6 +179,7 @@ def assert_same(first: State, second: State) -> None:
 START: State = (np.array([1.0, -2.0, 0.5, 3.0, -0.25]), 0.3)
 
 
+@settings(deadline=None)
 @given(rho=st.floats(0.5, 1.0), step=st.integers(0, 50))
 def test_one_step_with_decay_is_a_conjugated_step_without(rho: float, step: int) -> None:
     """GD^rho = Pi_2^rho . Pi_1^rho . GD . Pi_2^(1/rho)."""
@@ -185,6 +187,7 @@ def test_one_step_with_decay_is_a_conjugated_step_without(rho: float, step: int)
     assert_same(gradient_descent(step, rho)(START), conjugated(START))
 
 
+@settings(deadline=None)
 @given(factor=st.floats(0.1, 10.0), step=st.integers(0, 50))
 def test_equivalent_scaling_commutes_with_gradient_descent(factor: float, step: int) -> None:
     scaling = composed(pi_one(factor), pi_two(factor**2))
@@ -196,6 +199,7 @@ def test_equivalent_scaling_commutes_with_gradient_descent(factor: float, step: 
         assert not np.allclose(wrong, composed(descent, pi_one(factor))(START)[0], rtol=1e-9)
 
 
+@settings(deadline=None)
 @given(rho=st.floats(0.8, 0.999), steps=st.integers(1, 25))
 def test_a_whole_run_with_decay_is_a_run_with_exponential_rate(rho: float, steps: int) -> None:
     """The slide's theorem: with r = 1/rho,
@@ -245,6 +249,7 @@ def test_given_the_rate_the_reverse_finds_the_decay() -> None:
     )
 
 
+@settings(deadline=None)
 @given(growth=st.floats(1.0001, 1.02), decay=st.floats(1e-5, 1e-3), momentum=st.sampled_from([0.0, 0.5, 0.9]))
 def test_every_growing_rate_is_a_positive_rate_with_any_decay(
     growth: float, decay: float, momentum: float
