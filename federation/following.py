@@ -27,7 +27,10 @@ class EventTail:
 
     def __init__(self, path: Path, *, from_start: bool = True) -> None:
         self._path = path
-        self._offset = 0 if from_start or not path.exists() else path.stat().st_size
+        self._offset = 0
+        if not from_start and path.exists():
+            # A killed ServerApp may have left half a line, which the next one cuts off.
+            self._offset = path.read_bytes().rfind(b"\n") + 1
 
     def read(self) -> list[Event]:
         """Events since the last call, oldest first."""

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from cryptography import x509
+
 from instahide.atomic import atomic_write_text
 from instahide.errors import InvalidInputError
 
@@ -30,6 +32,7 @@ NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 
 _NAME = Rule(kind=str, meaning="the hospital's short name", pattern=NAME_PATTERN)
 _COUNT = Rule(kind=int, meaning="a number of images", minimum=0, maximum=10**12)
+MAX_CLASSES, MAX_CLASS_NAME, MAX_SIDE = 10_000, 200, 65_536
 _TEXT = Rule(kind=str, meaning="text", pattern=r"[^\x00]{1,100000}")
 
 
@@ -54,12 +57,34 @@ class JoinRequest:
     }
 
     def __post_init__(self) -> None:
-        public_key_fingerprint(self.public_key.encode())  # raises for what is not a node key
+        if not self.public_key.isascii():
+            raise InvalidInputError("public-key is not an OpenSSH line", hint="send the file as it was made")
+        public_key_fingerprint(self.public_key.encode("ascii"))  # raises for what is not a node key
+        _check_class_names(self.class_names)
+        if len(self.image_shape) != 3 or not all(1 <= side <= MAX_SIDE for side in self.image_shape):
+            raise InvalidInputError(
+                f"image-shape is {list(self.image_shape)!r:.100}, not channels, height and width",
+                hint="for example [3, 32, 32]",
+            )
 
     @property
     def fingerprint(self) -> str:
         """``SHA256:...`` of the node's key, to be compared by telephone."""
-        return public_key_fingerprint(self.public_key.encode())
+        return public_key_fingerprint(self.public_key.encode("ascii"))
+
+
+def _check_class_names(names: tuple[str, ...]) -> None:
+    for name in names:
+        if not name.isprintable() or not 1 <= len(name) <= MAX_CLASS_NAME:
+            raise InvalidInputError(
+                f"the class name {name!r:.100} is not printable text of up to {MAX_CLASS_NAME} characters",
+                hint="rename the class",
+            )
+    if not names or len(set(names)) != len(names):
+        raise InvalidInputError(
+            f"class-names has {len(names)} names, {len(set(names))} of them different",
+            hint="a study has at least one class, and every class its own name",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +102,19 @@ class JoinAnswer:
         "authority": _TEXT,
         "fingerprint": Rule(kind=str, meaning="of the node's key", pattern=r"SHA256:[A-Za-z0-9+/]{43}"),
     }
+
+    def __post_init__(self) -> None:
+        port = int(self.coordinator.rpartition(":")[2])
+        if not self.coordinator.isascii() or not 1 <= port <= 65_535:
+            raise InvalidInputError(
+                f"coordinator is {self.coordinator!r:.100}, not host:port", hint="ask for the file anew"
+            )
+        try:
+            x509.load_pem_x509_certificate(self.authority.encode("ascii"))
+        except ValueError as error:  # also for what is not ASCII
+            raise InvalidInputError(
+                "authority is not a PEM certificate", hint="ask the coordinator for the file anew"
+            ) from error
 
 
 def write_exchange(record: JoinRequest | JoinAnswer, path: Path) -> Path:

@@ -13,6 +13,7 @@ on both; the initial weights are drawn here from the run's public ``initializati
 from __future__ import annotations
 
 import json
+import shutil
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -26,6 +27,7 @@ from .config import RunConfig
 from .joining import JoinAnswer, JoinRequest
 
 SETTINGS, SITES, RUNS = "study.toml", "sites.json", "runs"
+RUN_SETTINGS = "run.json"
 INITIAL_WEIGHTS = "initial.safetensors"
 DEFAULT_PORT = 9443
 
@@ -65,8 +67,8 @@ class Study:
     def run_names(self) -> list[str]:
         """Runs that were started here, oldest first."""
         folder = self.path / RUNS
-        found = [entry for entry in folder.iterdir() if entry.is_dir()] if folder.is_dir() else []
-        return [entry.name for entry in sorted(found, key=lambda entry: entry.stat().st_ctime)]
+        found = list(folder.glob(f"*/{RUN_SETTINGS}"))  # written once, when all else is in place
+        return [entry.parent.name for entry in sorted(found, key=lambda entry: entry.stat().st_mtime_ns)]
 
     def sites(self) -> list[AdmittedSite]:
         """Admitted hospitals. Raises IntegrityError if ``sites.json`` is damaged."""
@@ -193,22 +195,36 @@ def prepare_run(study: Study, settings: Mapping[str, Any]) -> RunConfig:
             f"there is a run called {config.run_name!r} already",
             hint="choose another --name, or `instahide coordinator resume` to continue that one",
         )
-    folder.mkdir(mode=0o700, parents=True)
     config = replace(config, run_directory=str(folder))
-    write_initial_weights(config, folder / INITIAL_WEIGHTS)
-    write_run_sites(sites, folder / SITES)
-    atomic_write_text(folder / "run.json", json.dumps(config.to_mapping(), indent=2) + "\n")
+    folder.mkdir(mode=0o700, parents=True)
+    try:
+        write_initial_weights(config, folder / INITIAL_WEIGHTS)
+        write_run_sites(sites, folder / SITES)
+        atomic_write_text(folder / RUN_SETTINGS, json.dumps(config.to_mapping(), indent=2) + "\n")
+    except BaseException:  # an unknown model, a full disk, Ctrl-C: the name stays free
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     return config
 
 
 def load_run(study: Study, name: str) -> RunConfig:
-    """The settings of a run started before. Raises InvalidInputError if there is none of that name."""
-    path = study.run_folder(name) / "run.json"
+    """The settings of a run started before; its folder is where the study is now.
+
+    Raises InvalidInputError if there is none of that name, IntegrityError if its file is damaged.
+    """
+    known = study.run_names()
+    if name not in known:
+        raise InvalidInputError(
+            f"there is no run called {name!r}", hint=f"runs: {', '.join(known) or 'none yet'}"
+        )
+    path = study.run_folder(name) / RUN_SETTINGS
     try:
-        return RunConfig.from_mapping(json.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        known = ", ".join(study.run_names()) or "none yet"
-        raise InvalidInputError(f"there is no run called {name!r}", hint=f"runs: {known}") from error
+        config = RunConfig.from_mapping(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise IntegrityError(
+            f"{path} is damaged ({error})", hint="restore it from a copy, or start a new run"
+        ) from error
+    return replace(config, run_directory=str(study.run_folder(name)))
 
 
 def write_run_sites(sites: list[AdmittedSite], path: Path) -> None:

@@ -30,6 +30,7 @@ from torch.nn import functional
 from .augmentation import augment_batch
 from .errors import InstaHideError, InvalidInputError
 from .images import ImageSet
+from .light_optimizers import spare_the_compiler, take_step
 from .mixing import to_unit_range
 from .models import ImageClassifier
 from .training_config import TrainingConfig
@@ -173,6 +174,7 @@ class _Loop:
         model.to(device=device, memory_format=self.memory_format)  # type: ignore[call-overload]
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.anchor = [p.detach().clone() for p in self.parameters] if config.proximal_mu else []
+        spare_the_compiler()
         self.optimizer = _build_optimizer(self.parameters, config)
         _load_optimizer(self.optimizer, start.optimizer)
         self.seed, self.epoch, self.step = start.seed, start.epoch, start.step
@@ -262,7 +264,7 @@ class _Loop:
                 parameter.grad.add_(parameter.detach() - anchor, alpha=self.config.proximal_mu)
         if self.config.max_gradient_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.config.max_gradient_norm)
-        self.optimizer.step()
+        take_step(self.optimizer)
 
     def _set_learning_rate(self, steps_per_epoch: int) -> float:
         step = self.epoch * steps_per_epoch + self.step

@@ -68,5 +68,6 @@ def run_settings(model: nn.Module, config: TrainingConfig, device: torch.device)
         yield
     finally:
         torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic)
+        if torch.are_deterministic_algorithms_enabled() != deterministic:  # asking loads torch's compiler
+            torch.use_deterministic_algorithms(deterministic)
         torch.backends.cudnn.benchmark = benchmark
