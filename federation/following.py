@@ -22,6 +22,12 @@ POLL_SECONDS = 0.2
 STATUS_EVERY = 5  # polls; asking Flower costs a request, reading the file does not
 
 
+class RunFailedError(FederationError):
+    """A run was started and failed (exit code 1) or was stopped (130); the federation may be well."""
+
+    exit_code = 1
+
+
 class EventTail:
     """New whole lines of an event file at every call; survives the file not being there yet."""
 
@@ -73,10 +79,12 @@ def follow_run(
 
 
 def raise_unless_completed(status: RunStatus, events: list[Event]) -> None:
-    """FederationError with the reason the run itself wrote down, if it did not complete."""
+    """RunFailedError with the reason the run itself wrote down, if it did not complete."""
     if status.is_completed:
         return
     failed = [event for event in events if event["event"] == "run-failed"]
     reason = failed[-1].get("reason", "") if failed else status.details
     hint = failed[-1].get("hint", "") if failed else "see the SuperExec's log in the study's logs folder"
-    raise FederationError(f"the run ended as {status.status}: {reason or 'no reason given'}", hint=hint)
+    failure = RunFailedError(f"the run ended as {status.status}: {reason or 'no reason given'}", hint=hint)
+    failure.exit_code = status.exit_code or RunFailedError.exit_code
+    raise failure

@@ -234,6 +234,12 @@ def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
     )
 
 
+def check_server_names(names: Sequence[str]) -> None:
+    """Raise InvalidInputError for what :func:`issue_server_certificate` would, before anything is made."""
+    for name in _at_least_one(names):
+        _alternative_name(name)
+
+
 def _at_least_one(names: Sequence[str]) -> Sequence[str]:
     if isinstance(names, str) or not names:
         raise InvalidInputError(

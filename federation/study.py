@@ -20,11 +20,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from instahide.atomic import atomic_path, atomic_write_text
 from instahide.errors import IntegrityError, InvalidInputError, RefusedError
 
 from .config import RunConfig
 from .joining import JoinAnswer, JoinRequest
+from .provisioning import check_server_names
 
 SETTINGS, SITES, RUNS = "study.toml", "sites.json", "runs"
 RUN_SETTINGS = "run.json"
@@ -97,6 +100,7 @@ def create_study(path: Path, *, names: tuple[str, ...], listen: str, port: int) 
 
     if not 1 <= port <= 65_535:
         raise InvalidInputError(f"port {port} does not exist", hint="use a port from 1024 to 65535")
+    check_server_names(names)
     if (path / SETTINGS).exists():
         raise RefusedError(f"{path} already holds a study", hint="use another folder")
     create_coordinator_folder(path, names=names)
@@ -225,6 +229,14 @@ def load_run(study: Study, name: str) -> RunConfig:
             f"{path} is damaged ({error})", hint="restore it from a copy, or start a new run"
         ) from error
     return replace(config, run_directory=str(study.run_folder(name)))
+
+
+def run_is_served(folder: Path) -> bool:
+    """Whether the ServerApp that last opened a run's folder is still alive."""
+    try:
+        return bool(psutil.pid_exists(int((folder / ".lock").read_text(encoding="ascii"))))
+    except (OSError, ValueError):
+        return False
 
 
 def write_run_sites(sites: list[AdmittedSite], path: Path) -> None:

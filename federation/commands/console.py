@@ -32,11 +32,14 @@ def describe_event(event: dict[str, Any]) -> str | None:
             return f"resumed after round {event.get('after-round')}"
         case "round-finished":
             sites = ", ".join(event.get("sites", []))
-            return f"round {number} done with {sites}{_accuracy(event.get('incoming'))}"
+            accuracy = _accuracy(event.get("incoming"))
+            return f"round {number} done with {sites}" + (
+                f" · accuracy of the model it started from: {accuracy}" if accuracy else ""
+            )
         case "round-failed":
             return f"round {number} failed: {event.get('reason', '')}"
         case "evaluation-finished":
-            return f"last model measured{_accuracy(event.get('metrics'))}"
+            return f"last model measured: {_accuracy(event.get('metrics')) or 'no site answered'}"
         case "site-refused" | "site-rejected" | "site-failed" | "site-missing":
             verb = name.removeprefix("site-")
             return f"round {number}: {site} {verb}: {event.get('reason', '')}".rstrip(": ")
@@ -58,4 +61,4 @@ def _accuracy(metrics: dict[str, Any] | None) -> str:
         )
         if isinstance(values.get(key), int | float)
     ]
-    return f" · accuracy of the model it started from: {', '.join(shown)}" if shown else ""
+    return ", ".join(shown)

@@ -141,7 +141,7 @@ def run(
     from ..study import load_study, prepare_run
 
     made = load_study(study)
-    values = {"run-name": name, **_read_settings(config), **parse_settings(settings)}
+    values = _not_ours({**_read_settings(config), **parse_settings(settings)}) | {"run-name": name}
     with _control(made.path) as control:
         run_config = prepare_run(made, values)
         _submit_and_follow(control, run_config, output)
@@ -161,7 +161,7 @@ def resume(
     from ..study import load_run, load_study
 
     made = load_study(study)
-    values = load_run(made, name).to_mapping() | parse_settings(settings) | {"resume": True}
+    values = load_run(made, name).to_mapping() | _not_ours(parse_settings(settings)) | {"resume": True}
     with _control(made.path) as control:
         _submit_and_follow(control, RunConfig.from_mapping(values), output)
 
@@ -183,13 +183,11 @@ def status(study: Path = STUDY, output: OutputFormat = FORMAT) -> None:
     for run_name in made.run_names():
         events = read_events(made.run_folder(run_name) / "events.jsonl")
         rounds = [event["round"] for event in events if event["event"] == "round-finished"]
-        ended = [e["event"] for e in events if e["event"] in ("run-started", "run-finished", "run-failed")]
-        state = {"run-started": "running", "run-finished": "finished", "run-failed": "failed"}
         runs.append(
             {
                 "name": run_name,
                 "rounds": max(rounds, default=0),
-                "state": state[ended[-1]] if ended else "starting",
+                "state": _state(made.run_folder(run_name), events),
             }
         )
     if output is OutputFormat.json:
@@ -226,6 +224,16 @@ def settings_table(output: OutputFormat = FORMAT) -> None:
     Console().print(table)
 
 
+def _state(folder: Path, events: list[dict[str, Any]]) -> str:
+    """Where a run stands by its own events; a ServerApp that was killed could not write its end."""
+    from ..study import run_is_served
+
+    words = {"run-started": "running", "run-finished": "finished", "run-failed": "failed"}
+    states = [words[event["event"]] for event in events if event["event"] in words]
+    state = states[-1] if states else "not started"
+    return "interrupted" if state == "running" and not run_is_served(folder) else state
+
+
 def stop_signal() -> threading.Event:
     """An event that SIGINT and SIGTERM set, so that a foreground verb ends in order."""
     stop = threading.Event()
@@ -247,6 +255,16 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
             values[key] = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
             values[key] = text
+    return values
+
+
+def _not_ours(values: dict[str, Any]) -> dict[str, Any]:
+    """``values``, unless they hold a setting that the verb itself decides."""
+    for key in ("run-name", "run-directory", "resume"):
+        if key in values:
+            raise InvalidInputError(
+                f"{key} cannot be set", hint="it follows from the study, the verb and the run's name"
+            )
     return values
 
 

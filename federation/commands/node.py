@@ -128,8 +128,7 @@ def start(node: Path = NODE) -> None:
 
 @app.command("status")
 def status(node: Path = NODE, output: OutputFormat = FORMAT) -> None:
-    """Show whether the site worker listens and how often the images were used so far (exit 5 if it "
-    "is down)."""
+    """Show whether the site worker listens and whether this node has joined (exit 5 if it is down)."""
     from ..node_folder import NodeFolder, worker_listens
 
     folder = NodeFolder(node.resolve())

@@ -149,9 +149,8 @@ def _picture_section(original: bytes, encoded: bytes) -> list[str]:
                 (original, "Private images of one hospital."),
                 (
                     encoded,
-                    "One encoding of each. Below, its absolute value: that is all the sign mask "
-                    "leaves hidden, "
-                    "since anybody can take the absolute value.",
+                    "One encoding of each; below, its absolute value. The sign mask hides nothing else: "
+                    "anybody can take the absolute value.",
                 ),
             ]
         ),
