@@ -198,7 +198,7 @@ class RunConfig(TrainingSettings):
         5.0, float, "seconds before a failed round is tried again", minimum=0.0, maximum=86_400.0
     )
     poll_interval: float = setting(
-        0.05, float, "seconds between two looks for replies", minimum=0.01, maximum=10.0
+        0.1, float, "seconds between two looks for replies", minimum=0.01, maximum=10.0
     )
     strategy: str = setting("fedavg", str, "rule that combines the sites' updates", choices=STRATEGIES)
     server_learning_rate: float = setting(

@@ -94,6 +94,7 @@ def create_node(
     folder = NodeFolder(path.resolve())
     if folder.key.exists():
         raise RefusedError(f"{path} already holds a node", hint="use another folder")
+    is_new = not path.exists()
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     path.chmod(0o700)
     settings: dict[str, object] = {
@@ -112,7 +113,13 @@ def create_node(
     lines = ["# The site worker's settings; paths are relative to this folder."]
     lines += [f"{key} = {json.dumps(value)}" for key, value in settings.items()]
     atomic_write_text(folder.worker_config, "\n".join(lines) + "\n", mode=0o600)
-    site = load_site_data(load_worker_config(folder.worker_config))
+    try:
+        site = load_site_data(load_worker_config(folder.worker_config))
+    except BaseException:  # nothing is kept of a node that cannot be
+        folder.worker_config.unlink()
+        if is_new:
+            path.rmdir()
+        raise
     if not folder.policy.exists():
         write_default_policy(folder.policy)
     key = create_node_key(folder.path)
@@ -152,22 +159,36 @@ def join(folder: NodeFolder, answer: JoinAnswer) -> NodeSettings:
     return settings
 
 
-def worker_process(folder: NodeFolder, *, threads: int | None = None) -> ManagedProcess:
+def worker_process(
+    folder: NodeFolder, *, threads: int | None = None, accept_changed_data: bool = False
+) -> ManagedProcess:
     """The site worker of this folder, not started yet; logs to ``state/worker.log``."""
     if not folder.worker_config.exists():
         raise InvalidInputError(f"{folder.path} holds no node", hint="make it with `instahide node init`")
+    command = [sys.executable, "-m", "federation.site.worker", "--config", str(folder.worker_config)]
     return ManagedProcess(
         "site worker",
-        [sys.executable, "-m", "federation.site.worker", "--config", str(folder.worker_config)],
+        [*command, "--accept-changed-data"] if accept_changed_data else command,
         log_path=folder.state / "worker.log",
         environment=flower_environment(folder.state / "flower", num_threads=threads),
     )
 
 
-def start_worker(folder: NodeFolder, *, threads: int | None = None) -> ManagedProcess:
-    """Start the site worker and wait until it has read its images and listens."""
+def start_worker(
+    folder: NodeFolder, *, threads: int | None = None, accept_changed_data: bool = False
+) -> ManagedProcess:
+    """Start the site worker and wait until it has read its images and listens.
+
+    Raises RefusedError if one of this folder listens already, FederationError (with the log's
+    end) if it does not come up, for instance because the images are not the registered ones.
+    """
+    process = worker_process(folder, threads=threads, accept_changed_data=accept_changed_data)
+    if worker_listens(folder):
+        raise RefusedError(
+            f"a site worker of {folder.path} is already up", hint="stop the other `instahide node start`"
+        )
     folder.ready_file.unlink(missing_ok=True)
-    process = worker_process(folder, threads=threads).start()
+    process.start()
     try:
         return process.wait_until(folder.ready_file.exists, within=READY_SECONDS)
     except BaseException:

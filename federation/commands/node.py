@@ -95,7 +95,12 @@ def join(
 
 
 @app.command("start")
-def start(node: Path = NODE) -> None:
+def start(
+    node: Path = NODE,
+    accept_changed_data: bool = typer.Option(
+        False, "--accept-changed-data", help="Serve although the images are not those of the last start."
+    ),
+) -> None:
     """Serve the federation in the foreground, until Ctrl-C: site worker and node, restarted if they fall."""
     from ..flower_processes.node import supervised_node
     from ..node_folder import NodeFolder, relay_process, start_worker
@@ -104,7 +109,7 @@ def start(node: Path = NODE) -> None:
     folder = NodeFolder(node.resolve())
     relay = relay_process(folder)
     typer.echo("starting the site worker (reads the images once) ...")
-    worker = start_worker(folder)
+    worker = start_worker(folder, accept_changed_data=accept_changed_data)
     typer.echo("site worker ready; connecting to the coordinator; Ctrl-C stops")
 
     def report(status: int, reason: str | None, wait: float) -> None:
