@@ -73,6 +73,13 @@ class NodeFolder:
     def ready_file(self) -> Path:
         return self.state / "worker-ready.json"
 
+    def check(self) -> None:
+        """Raise InvalidInputError if no node was made here."""
+        if not self.key.exists():
+            raise InvalidInputError(
+                f"{self.path} holds no node", hint="make it with `instahide node init` first"
+            )
+
 
 def create_node(
     path: Path,
@@ -136,10 +143,7 @@ def create_node(
 
 def join(folder: NodeFolder, answer: JoinAnswer) -> NodeSettings:
     """Take the coordinator's answer in. Raises RefusedError if it is for another key."""
-    if not folder.key.exists():
-        raise InvalidInputError(
-            f"{folder.path} holds no node", hint="make it with `instahide node init` first"
-        )
+    folder.check()
     own = public_key_fingerprint(folder.public_key)
     if answer.fingerprint != own:
         raise RefusedError(
@@ -163,8 +167,7 @@ def worker_process(
     folder: NodeFolder, *, threads: int | None = None, accept_changed_data: bool = False
 ) -> ManagedProcess:
     """The site worker of this folder, not started yet; logs to ``state/worker.log``."""
-    if not folder.worker_config.exists():
-        raise InvalidInputError(f"{folder.path} holds no node", hint="make it with `instahide node init`")
+    folder.check()
     command = [sys.executable, "-m", "federation.site.worker", "--config", str(folder.worker_config)]
     return ManagedProcess(
         "site worker",

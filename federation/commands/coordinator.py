@@ -252,9 +252,10 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
                 f"--set {pair!r} is not KEY=VALUE", hint="for example --set learning-rate=0.1"
             )
         try:
-            values[key] = tomllib.loads(f"value = {text}")["value"]
+            read = tomllib.loads(f"value = {text}")
         except tomllib.TOMLDecodeError:
-            values[key] = text
+            read = {}
+        values[key] = read["value"] if set(read) == {"value"} else text
     return values
 
 
@@ -275,7 +276,7 @@ def _read_settings(path: Path | None) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InvalidInputError(f"cannot read {path}: {error.strerror}", hint="check --config") from error
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # not TOML, or not UTF-8
         raise InvalidInputError(f"{path} is not TOML: {error}", hint="write KEY = VALUE lines") from error
 
 
@@ -306,7 +307,8 @@ def _submit_and_follow(control: Any, config: Any, output: OutputFormat) -> None:
         final = follow_run(control, run_id, tail, show)
     except KeyboardInterrupt:
         control.stop_run(run_id)
-        typer.echo(f"stopped; continue with `instahide coordinator resume` and {config.run_name}", err=True)
+        study = folder.parent.parent
+        typer.echo(f"stopped; go on with: instahide coordinator resume {study} {folder.name}", err=True)
         raise
     raise_unless_completed(final, seen)
     last = [event for event in seen if event["event"] == "evaluation-finished"]

@@ -137,6 +137,7 @@ def status(node: Path = NODE, output: OutputFormat = FORMAT) -> None:
     from ..node_folder import NodeFolder, worker_listens
 
     folder = NodeFolder(node.resolve())
+    folder.check()
     alive = worker_listens(folder)
     ready: dict[str, Any] = json.loads(folder.ready_file.read_text()) if folder.ready_file.exists() else {}
     facts = {

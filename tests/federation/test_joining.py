@@ -1,0 +1,177 @@
+"""Requests and answers: what is written is read back, and nothing else is accepted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from federation.joining import JoinAnswer, JoinRequest, read_answer, read_request, write_exchange
+from federation.provisioning import create_authority, create_node_key
+from instahide.errors import InvalidInputError
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("joining")
+
+
+@pytest.fixture(scope="module")
+def request_file(folder: Path) -> Path:
+    key = create_node_key(folder)
+    request = JoinRequest(
+        name="st-mary",
+        public_key=key.public.read_text().strip(),
+        num_examples=1_000,
+        evaluate_num_examples=200,
+        class_names=("benign", "malignant"),
+        image_shape=(3, 32, 32),
+    )
+    return write_exchange(request, folder / "st-mary.request.json")
+
+
+@pytest.fixture(scope="module")
+def answer_file(folder: Path, request_file: Path) -> Path:
+    authority = create_authority(folder)
+    answer = JoinAnswer(
+        name="st-mary",
+        coordinator="fl.example.org:9443",
+        authority=authority.certificate.read_text(),
+        fingerprint=read_request(request_file).fingerprint,
+    )
+    return write_exchange(answer, folder / "st-mary.join.json")
+
+
+def test_a_request_is_read_back_as_it_was_written(request_file: Path, tmp_path: Path) -> None:
+    request = read_request(request_file)
+    assert (request.name, request.num_examples, request.image_shape) == ("st-mary", 1_000, (3, 32, 32))
+    assert read_request(write_exchange(request, tmp_path / "again.json")) == request
+
+
+def test_an_answer_is_read_back_as_it_was_written(answer_file: Path, tmp_path: Path) -> None:
+    answer = read_answer(answer_file)
+    assert answer.coordinator == "fl.example.org:9443"
+    assert read_answer(write_exchange(answer, tmp_path / "again.json")) == answer
+
+
+def test_no_private_key_is_in_what_travels(request_file: Path, answer_file: Path) -> None:
+    for file in (request_file, answer_file):
+        assert "PRIVATE" not in file.read_text()
+
+
+def test_the_two_kinds_are_not_confused(request_file: Path, answer_file: Path) -> None:
+    with pytest.raises(InvalidInputError, match="is not a join-answer file"):
+        read_answer(request_file)
+    with pytest.raises(InvalidInputError, match="is not a join-request file"):
+        read_request(answer_file)
+
+
+def test_another_release_is_named(request_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="format version 2, this release reads 1"):
+        read_request(edited(request_file, tmp_path, {"format-version": 2}))
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="there is no file"):
+        read_request(tmp_path / "none.json")
+    with pytest.raises(InvalidInputError, match="cannot be read"):
+        read_answer(tmp_path)
+
+
+def test_a_huge_file_is_not_parsed(tmp_path: Path) -> None:
+    (tmp_path / "huge.json").write_text("[" + "1," * 200_000 + "1]")
+    with pytest.raises(InvalidInputError, match="is not a join-request file"):
+        read_request(tmp_path / "huge.json")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("name", "../st-mary"),
+        ("name", "st mary"),
+        ("name", ""),
+        ("public-key", "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIE"),
+        ("public-key", "\ud800"),
+        ("num-examples", -1),
+        ("num-examples", True),
+        ("num-examples", 1e3),
+        ("class-names", []),
+        ("class-names", ["a", "a"]),
+        ("class-names", ["line\nbreak", "b"]),
+        ("class-names", ["\ud800", "b"]),
+        ("image-shape", [3, 32]),
+        ("image-shape", [3, 0, 32]),
+        ("image-shape", [3, 10**9, 32]),
+        ("seed", 7),
+    ],
+)
+def test_a_wrong_entry_of_a_request_is_refused(
+    request_file: Path, tmp_path: Path, key: str, value: Any
+) -> None:
+    with pytest.raises(InvalidInputError) as refusal:
+        read_request(edited(request_file, tmp_path, {key: value}))
+    assert refusal.value.hint
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("coordinator", "fl.example.org"),
+        ("coordinator", "https://fl.example.org:9443"),
+        ("coordinator", "fl.example.org:0"),
+        ("coordinator", "fl.example.org:70000"),
+        ("authority", "not a certificate"),
+        ("authority", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"),
+        ("authority", "zürich"),
+        ("fingerprint", "MD5:00"),
+    ],
+)
+def test_a_wrong_entry_of_an_answer_is_refused(
+    answer_file: Path, tmp_path: Path, key: str, value: Any
+) -> None:
+    with pytest.raises(InvalidInputError) as refusal:
+        read_answer(edited(answer_file, tmp_path, {key: value}))
+    assert refusal.value.hint
+
+
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(data=st.binary(max_size=300) | JSON.map(lambda value: json.dumps(value).encode()))
+def test_anything_that_is_no_exchange_file_is_invalid_input(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "any.json").write_bytes(data)
+    for read in (read_request, read_answer):
+        with pytest.raises(InvalidInputError):
+            read(tmp_path / "any.json")
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(data=st.data())
+def test_an_edited_file_is_read_or_is_invalid_input(
+    request_file: Path, answer_file: Path, tmp_path: Path, data: st.DataObject
+) -> None:
+    """Whatever is put in place of one entry; no other exception, and what is read is usable."""
+    for file, read in ((request_file, read_request), (answer_file, read_answer)):
+        key = data.draw(st.sampled_from(sorted(json.loads(file.read_text()))))
+        changed = edited(file, tmp_path, {key: data.draw(JSON)})
+        try:
+            record = read(changed)
+        except InvalidInputError as refusal:
+            refusal.message.encode()  # can be printed
+        else:
+            assert read(write_exchange(record, tmp_path / "again.json")) == record
+
+
+def edited(file: Path, folder: Path, changes: dict[str, Any]) -> Path:
+    """A copy of ``file`` in ``folder`` with some entries replaced."""
+    copy = folder / "edited.json"
+    copy.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    return copy
