@@ -21,7 +21,7 @@ def demo(
     out: Path | None = typer.Option(
         None, help="Output folder (default: demo-DATE-TIME here).", show_default=False
     ),
-    rounds: int = typer.Option(8, min=3, max=100, help="Rounds of each federated run."),
+    rounds: int = typer.Option(6, min=3, max=100, help="Rounds of each federated run."),
     concentration: float = typer.Option(
         0.5, min=0.05, max=1000.0, help="How even the hospitals' classes are: 0.1 very uneven, 100 even."
     ),

@@ -16,13 +16,13 @@ class DemoSettings:
 
     out: Path
     data: Path | None = None
-    num_server_rounds: int = 8
-    local_epochs: int = 2
+    num_server_rounds: int = 6
+    local_epochs: int = 3
     concentration: float = 0.5
     split_seed: int = 7
     num_mixed: int = 4
     num_private: int = 2
-    max_update_exposures: int = 8
+    max_update_exposures: int = 6
     round_deadline: float = 12.0
 
     @property

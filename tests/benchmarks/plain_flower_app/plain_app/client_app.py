@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
@@ -14,6 +16,9 @@ app = ClientApp()
 def train_on_message(message: Message, context: Context) -> Message:
     model = build()
     model.load_state_dict(message.content["arrays"].to_torch_state_dict())
-    train(model)
-    content = {"arrays": ArrayRecord(model.state_dict()), "metrics": MetricRecord({"num-examples": 32})}
+    num_examples = train(model, Path(str(context.node_config["data"])))
+    content = {
+        "arrays": ArrayRecord(model.state_dict()),
+        "metrics": MetricRecord({"num-examples": num_examples}),
+    }
     return Message(RecordDict(content), reply_to=message)
