@@ -6,13 +6,16 @@ run. Nothing heavy is imported until a verb runs, so ``instahide --help`` stays 
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import click
 import typer
+from click.exceptions import NoArgsIsHelpError
 
 from instahide import __version__
 from instahide.errors import InstaHideError
@@ -25,6 +28,8 @@ EPILOG = (
     "4 a file is corrupt or edited · 5 the federation failed · 130 interrupted. "
     "Any verb takes --debug to show the full traceback of an error."
 )
+
+INTERRUPTED = 130
 
 app = typer.Typer(
     name="instahide",
@@ -65,8 +70,15 @@ def root(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and leave the process with its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    sys.stdout = _stdout_that_outlives_its_reader()
     debug = "--debug" in words or os.environ.get("INSTAHIDE_DEBUG") == "1"
-    sys.exit(run([word for word in words if word != "--debug"], debug=debug))
+    code = run([word for word in words if word != "--debug"], debug=debug)
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        code = code or _complain(f"the output cannot be written: {error.strerror}", "is the disk full?", 1)
+        sys.stdout = None  # or Python tries again, and fails, while it leaves
+    sys.exit(code)
 
 
 def run(words: Sequence[str], *, debug: bool = False) -> int:
@@ -77,15 +89,21 @@ def run(words: Sequence[str], *, debug: bool = False) -> int:
         if debug:
             raise
         return _complain(error.message, error.hint, error.exit_code)
+    except NoArgsIsHelpError as error:
+        verb = error.ctx.command_path if error.ctx else "instahide"
+        return _complain("a verb is missing", f"`{verb} VERB --help` shows what a verb does", 2)
     except click.UsageError as error:
         verb = error.ctx.command_path if error.ctx else "instahide"
         return _complain(error.format_message(), f"`{verb} --help` shows the options and an example", 2)
     except (KeyboardInterrupt, click.Abort):
-        return _complain("interrupted", "", 130)
-    except BrokenPipeError:
-        # The reader of our output (head, less) has left: nothing to report, nobody to report to.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return _complain("interrupted", "", INTERRUPTED)
+    except OSError as error:
+        if debug:
+            raise
+        where = f": {error.filename}" if error.filename else ""
+        return _complain(
+            f"{error.strerror or error}{where}", "check the path, its permissions and the free space", 1
+        )
     except Exception as error:
         if debug:
             raise
@@ -94,11 +112,33 @@ def run(words: Sequence[str], *, debug: bool = False) -> int:
             "this is a fault of ours; run again with --debug and report the traceback",
             1,
         )
+    if outcome == INTERRUPTED:  # typer turns Ctrl-C into this number, in silence
+        return _complain("interrupted", "", INTERRUPTED)
     return outcome if isinstance(outcome, int) else 0
 
 
+class _PatientFile(io.FileIO):
+    """A file that swallows what nobody reads any more, as in ``instahide inspect ... | head -1``."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            # The job goes on to its end and to its own exit code.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            return len(data)
+
+
+def _stdout_that_outlives_its_reader() -> io.TextIOWrapper:
+    file = io.BufferedWriter(_PatientFile(sys.stdout.fileno(), "w", closefd=False))
+    return io.TextIOWrapper(
+        file, encoding=sys.stdout.encoding, errors=sys.stdout.errors, line_buffering=sys.stdout.isatty()
+    )
+
+
 def _complain(message: str, hint: str, code: int) -> int:
-    sys.stdout.flush()
+    with suppress(OSError):
+        sys.stdout.flush()  # so that words come in their order
     print(f"error: {message}", file=sys.stderr)
     if hint:
         print(f"hint: {hint}", file=sys.stderr)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -105,8 +105,15 @@ class DatasetReport:
         }
 
 
-def inspect_dataset(path: str | os.PathLike[str], *, limits: Limits | None = None) -> DatasetReport:
+def inspect_dataset(
+    path: str | os.PathLike[str],
+    *,
+    limits: Limits | None = None,
+    on_progress: Callable[[int], None] | None = None,
+) -> DatasetReport:
     """Decode every image of ``path`` once and report; pictures of several sizes are fine here.
+
+    ``on_progress`` is called with the number of images seen, after each.
 
     Raises:
         InvalidInputError: no images, or a format that is not known.
@@ -115,7 +122,7 @@ def inspect_dataset(path: str | os.PathLike[str], *, limits: Limits | None = Non
     """
     limits = limits or Limits()
     catalogue = find_catalogue(Path(path), limits)
-    tally = _Tally(catalogue)
+    tally = _Tally(catalogue, on_progress)
     for part in catalogue.parts:
         seen = _from_array(part) if isinstance(part, ArrayPart) else _from_files(part, limits)
         tally.add(part.split, seen)
@@ -185,8 +192,10 @@ def _from_array(part: ArrayPart) -> Iterator[_Seen]:
 class _Tally:
     """Counts and groups over all splits."""
 
-    def __init__(self, catalogue: Catalogue) -> None:
+    def __init__(self, catalogue: Catalogue, on_progress: Callable[[int], None] | None) -> None:
         self.catalogue = catalogue
+        self.on_progress = on_progress or (lambda seen: None)
+        self.seen = 0
         self.unreadable = list(catalogue.quarantined)
         self.splits: list[SplitReport] = []
         self.sizes: Counter[str] = Counter()
@@ -203,6 +212,8 @@ class _Tally:
         subjects: set[str] = set()
         num_images = 0
         for image in images:
+            self.seen += 1
+            self.on_progress(self.seen)
             if isinstance(image, QuarantinedFile):
                 self.unreadable.append(image)
                 continue

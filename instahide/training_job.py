@@ -113,8 +113,12 @@ def write_report(folder: Path, run: FolderRun, evaluation: EvaluationReport | No
 def _start(
     folder: Path, spec: ModelSpec, config: TrainingConfig, resume: bool, initialization_seed: int
 ) -> tuple[ImageClassifier, TrainingState | None, tuple[EpochRecord, ...]]:
-    folder.mkdir(parents=True, exist_ok=True)
     if resume:
+        if not (folder / CHECKPOINT_FILE).is_file():
+            raise InvalidInputError(
+                f"{folder} holds no interrupted run (no {CHECKPOINT_FILE})",
+                hint="start without --resume; a finished run has no checkpoint any more",
+            )
         checkpoint = load_checkpoint(folder / CHECKPOINT_FILE)
         _check_same(checkpoint.model.spec.to_dict(), spec.to_dict(), set())
         _check_same(checkpoint.config.to_dict(), config.to_dict(), MAY_CHANGE)
@@ -125,7 +129,14 @@ def _start(
                 f"{folder} already holds a run ({name})",
                 hint="choose another --out, or continue with --resume",
             )
-    return build_from_spec(spec, initialization_seed), None, ()
+    model = build_from_spec(spec, initialization_seed)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInputError(
+            f"{folder} cannot be used as a folder: {error.strerror}", hint="choose another --out"
+        ) from error
+    return model, None, ()
 
 
 def _check_same(before: dict[str, Any], now: dict[str, Any], may_change: set[str]) -> None:

@@ -1,12 +1,29 @@
-"""What the verbs share in front of people: output formats, tables, and the words for events."""
+"""What the verbs share in front of people: output formats, progress, and the words for events."""
 
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from typing import Any
 
 import typer
+
+from instahide.errors import InstaHideError
+
+LOG_SECONDS = 30.0
+NO_LABELS = "put images in one folder per class, or labels into the file (y_train, or y)"
+
+Progress = Callable[..., None]
+"""Called as ``progress(done, total=None, text="")``; ``text`` replaces the words before the bar."""
+
+
+class StoppedError(InstaHideError):
+    """Ctrl-C, said with what is left behind and how to go on."""
+
+    exit_code = 130
 
 
 class OutputFormat(StrEnum):
@@ -19,6 +36,39 @@ class OutputFormat(StrEnum):
 def print_json(value: Any) -> None:
     """One JSON document on standard output; nothing else goes there in this format."""
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+@contextmanager
+def progress_bar(text: str) -> Iterator[Progress]:
+    """A bar on stderr where somebody watches; in a pipe or a log, one line every half minute."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _lines_in_a_log(text)
+        return
+    words = TextColumn("{task.description}", markup=False)
+    with Progress(
+        words, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console, transient=True
+    ) as bar:
+        task = bar.add_task(text, total=None)
+        yield lambda done, total=None, text=text: bar.update(
+            task, completed=done, total=total, description=text
+        )
+
+
+def _lines_in_a_log(first_text: str) -> Progress:
+    last = time.monotonic()
+
+    def progress(done: int, total: int | None = None, text: str = first_text) -> None:
+        nonlocal last
+        if time.monotonic() - last >= LOG_SECONDS:
+            last = time.monotonic()
+            share = f"{done:,}" if total is None else f"{done:,} of {total:,}"
+            typer.echo(f"{text}: {share}", err=True)
+
+    return progress
 
 
 def describe_event(event: dict[str, Any]) -> str | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from instahide.errors import IntegrityError
+
+from .console import OutputFormat, print_json, progress_bar
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,13 +18,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Look at a data set before it is encoded.", no_args_is_help=True)
 
-EXIT_PROBLEM = 4
 SHOWN = 10
-
-
-class OutputFormat(StrEnum):
-    text = "text"
-    json = "json"
 
 
 @app.callback()
@@ -51,18 +47,27 @@ def inspect(
     """
     from instahide.dataset_report import inspect_dataset
 
-    report = inspect_dataset(path)
+    with progress_bar("looking at images") as progress:
+        report = inspect_dataset(path, on_progress=progress)
     too_many_bad = report.bad_fraction > max_bad_fraction
     if output is OutputFormat.json:
         verdict = {"too_many_unreadable": too_many_bad, "ok": not (too_many_bad or report.has_leaks)}
-        typer.echo(json.dumps({**report.to_dict(), **verdict}, indent=2))
+        print_json({**report.to_dict(), **verdict})
     else:
-        _print(report, too_many_bad=too_many_bad)
-    if too_many_bad or report.has_leaks:
-        raise typer.Exit(EXIT_PROBLEM)
+        _print(report)
+    if report.has_leaks:
+        raise IntegrityError(
+            f"{path} has the same picture or subject in two splits",
+            hint="keep each in one split: else every accuracy looks better than it is",
+        )
+    if too_many_bad:
+        raise IntegrityError(
+            f"{report.bad_fraction:.1%} of the files in {path} cannot be used",
+            hint="mend or remove them, or allow more with --max-bad-fraction",
+        )
 
 
-def _print(report: DatasetReport, *, too_many_bad: bool) -> None:
+def _print(report: DatasetReport) -> None:
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=True)
@@ -79,8 +84,6 @@ def _print(report: DatasetReport, *, too_many_bad: bool) -> None:
         console.print(f"[red]subjects in two splits (leak): {report.subjects_in_two_splits}[/red]")
     for note in report.notes:
         console.print(f"note: {note}", markup=False)
-    if too_many_bad:
-        console.print(f"[red]{report.bad_fraction:.1%} of the files cannot be used[/red]")
     if len(report.splits) < 2:
         console.print("one split only: leaks between splits cannot be looked for")
     elif not report.has_leaks:

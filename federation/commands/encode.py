@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
-from .console import OutputFormat, print_json
+from .console import NO_LABELS, OutputFormat, StoppedError, print_json, progress_bar
 from .inspect import law_in_words, manifest_in_numbers
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 WORTH = (
     "InstaHide is broken: with enough encodings the images can be rebuilt (Carlini et al. 2020). "
-    "Treat this folder as sensitive; `instahide attack` measures what it leaks."
+    "Treat this folder as sensitive; `instahide demo` shows a first leak figure."
 )
 
 
@@ -83,6 +83,10 @@ def encode(
         int | None,
         typer.Option(min=1, metavar="N", help="Resize to this many pixels a side.", show_default="as stored"),
     ] = None,
+    channels: Annotated[
+        int | None,
+        typer.Option(metavar="C", help="1 makes all grey, 3 all colour.", show_default="as stored"),
+    ] = None,
     shard_size: Annotated[
         int | None,
         typer.Option(
@@ -118,7 +122,7 @@ def encode(
 
         instahide encode scans/ --out encoded/ --public pool.npz --num-mixed 6
     """
-    from instahide.encode_job import encode_to_folder
+    from instahide.encode_job import JOB_FILE, encode_to_folder
     from instahide.encoder_config import EncoderConfig
     from instahide.exposure import ExposureLedger, default_ledger_path
 
@@ -130,11 +134,12 @@ def encode(
         quantization_bits=quantization_bits,
     )
     with _warnings_in_plain_words():
-        images = _load(private, split=split, image_size=image_size)
-        pool = None if public is None else _load_public(public, images)
+        with progress_bar("reading images"):
+            images = _load(private, split=split, image_size=image_size, channels=channels)
+            pool = None if public is None else _load_public(public, images)
         charged = ExposureLedger(ledger or default_ledger_path())
         try:
-            with _progress_bar() as on_progress:
+            with progress_bar("encoding") as on_progress:
                 result = encode_to_folder(
                     config,
                     out,
@@ -147,21 +152,27 @@ def encode(
                     resume=resume,
                     on_progress=on_progress,
                 )
-        except KeyboardInterrupt:
-            typer.echo(f"{out} is unfinished; run the same command with --resume to finish it", err=True)
-            raise
+        except KeyboardInterrupt as error:
+            if not (out / JOB_FILE).exists():
+                raise  # before anything was charged or written
+            raise StoppedError(
+                f"interrupted: {out} is unfinished, and no data set yet",
+                hint="run the same command with --resume to finish it without a second charge",
+            ) from error
     _report(result, charged.path, format)
 
 
-def _load(path: Path, *, split: str | None, image_size: int | None) -> ImageSet:
+def _load(path: Path, *, split: str | None, image_size: int | None, channels: int | None) -> ImageSet:
     from instahide.errors import InvalidInputError
     from instahide.readers import load_images
 
-    if split is None:
-        return load_images(path, image_size=image_size)
-    if split not in ("train", "test", "val"):
+    if split not in (None, "train", "test", "val"):
         raise InvalidInputError(f"--split is {split!r}", hint="use train, test or val")
-    return load_images(path, split=cast(Literal["train", "test", "val"], split), image_size=image_size)
+    part = cast(Literal["train", "test", "val"] | None, split)
+    images = load_images(path, split=part, image_size=image_size, channels=channels)
+    if images.labels is None:
+        raise InvalidInputError(f"{path} has no labels", hint=NO_LABELS)
+    return images
 
 
 def _load_public(path: Path, private: ImageSet) -> ImageSet:
@@ -208,19 +219,6 @@ def _in_numbers(result: EncodeResult, ledger: Path) -> dict[str, Any]:
         "ledger": str(ledger),
         "worth": WORTH,
     }
-
-
-@contextmanager
-def _progress_bar() -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr where somebody watches; silent in a pipe."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("encoding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task("encoding", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 @contextmanager

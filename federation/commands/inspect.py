@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import OutputFormat, print_json
+from .console import OutputFormat, Progress, print_json, progress_bar
 
 if TYPE_CHECKING:
     import torch
@@ -53,7 +53,8 @@ def inspect(
     from instahide.storage import EncodedFolder
 
     encoded = EncodedFolder(folder)
-    facts, first = _read_through(encoded, samples)
+    with progress_bar("checking") as progress:
+        facts, first = _read_through(encoded, samples, progress)
     if picture is not None:
         write_picture_grid(first.numpy(), picture)
     if format is OutputFormat.json:
@@ -90,11 +91,13 @@ def manifest_in_numbers(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _read_through(encoded: EncodedFolder, samples: int) -> tuple[LabelFacts, torch.Tensor]:
+def _read_through(
+    encoded: EncodedFolder, samples: int, progress: Progress
+) -> tuple[LabelFacts, torch.Tensor]:
     """Read and check every shard once; label facts of all rows and the first images."""
     import torch
 
-    largest, single = 0.0, 0
+    largest, single, done = 0.0, 0, 0
     mass = torch.zeros(len(encoded.manifest.class_names), dtype=torch.float64)
     first: list[torch.Tensor] = []
     for shard in encoded.shards():
@@ -103,6 +106,8 @@ def _read_through(encoded: EncodedFolder, samples: int) -> tuple[LabelFacts, tor
         mass += shard.labels.double().sum(dim=0)
         if (missing := samples - sum(map(len, first))) > 0:
             first.append(shard.images[:missing].clone())
+        done += len(shard)
+        progress(done, len(encoded))
     shares = (mass / mass.sum().clamp_min(1e-12)).tolist()
     facts = LabelFacts(
         mean_largest=largest / len(encoded),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import OutputFormat, print_json
+from .console import NO_LABELS, OutputFormat, StoppedError, print_json, progress_bar
 
 if TYPE_CHECKING:
     from instahide.encoded_dataset import EncodedDataset
@@ -19,14 +19,20 @@ if TYPE_CHECKING:
     from instahide.encoder_config import EncoderConfig
     from instahide.evaluation import EvaluationReport
     from instahide.images import ImageSet
+    from instahide.training import EpochRecord
     from instahide.training_job import FolderRun
 
 
+ENCODING_OPTIONS = ("num_mixed", "num_private", "mode")
+
+
 def train(
+    context: typer.Context,
     path: Annotated[Path, typer.Argument(help="An encoded folder, or images in any form `encode` reads.")],
     out: Annotated[Path, typer.Option(help="Folder for the model and its records.")],
     test: Annotated[
-        Path | None, typer.Option(help="Labelled plain images; by default the test split of PATH, if any.")
+        Path | None,
+        typer.Option(help="Labelled plain images, resized like those of PATH; by default its test split."),
     ] = None,
     model: Annotated[str, typer.Option(help="small-cnn, mlp, resnet18 or resnet32.")] = "small-cnn",
     normalization: Annotated[str, typer.Option(help="group or batch.")] = "group",
@@ -56,7 +62,15 @@ def train(
     public: Annotated[
         Path | None, typer.Option(help="Public images to mix into encodings, of queries too.")
     ] = None,
-    num_views: Annotated[int, typer.Option(help="Encodings of a query in the averaged mode.")] = 10,
+    image_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Resize plain images to this many pixels a side.", show_default="as stored"),
+    ] = None,
+    channels: Annotated[
+        int | None,
+        typer.Option(help="Make plain images grey (1) or colour (3).", show_default="as stored"),
+    ] = None,
+    num_views: Annotated[int, typer.Option(min=1, help="Encodings of a query in the averaged mode.")] = 10,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the interrupted run in --out.")
     ] = False,
@@ -73,11 +87,13 @@ def train(
 ) -> None:
     """Train a classifier on this machine, and measure it in three inference modes.
 
-    A plain query shows the image to whoever runs the model; one encoded view hides as much as
-    InstaHide hides; an average of ten views regains accuracy and exposes the image ten times.
+    A plain query shows the image to whoever runs the model; one encoded view
+    hides as much as InstaHide hides; an average of ten views regains accuracy
+    and exposes the image ten times.
 
-    Exit codes: 0 trained · 1 the loss diverged · 2 wrong input · 4 damaged file · 130 interrupted
-    (a checkpoint is kept: run the same command with --resume).
+    Exit codes: 0 trained · 1 the loss diverged · 2 wrong input · 4 damaged
+    file · 130 interrupted (a checkpoint is kept: run the same command with
+    --resume).
 
     Examples:
 
@@ -102,8 +118,13 @@ def train(
         deterministic=deterministic,
         num_threads=num_threads,
     )
-    law = EncoderConfig(num_mixed=num_mixed, num_private=num_private, mode=mode) if encode else None
-    source = _Source(path, test, public, law)
+    if not encode:
+        _refuse_idle_options(context)
+    # Without a pool all sources are private, as in `instahide encode`.
+    private = num_private if public is not None else min(num_private, num_mixed)
+    law = EncoderConfig(num_mixed=num_mixed, num_private=private, mode=mode) if encode else None
+    with progress_bar("reading images"):
+        source = _Source(path, test, public, law, image_size=image_size, channels=channels)
     masked = source.law is not None and source.law.has_sign_mask
     absolute = masked if absolute_input is None else absolute_input
     spec = ModelSpec(model, source.data.image_shape, source.data.num_classes, absolute, normalization)
@@ -119,9 +140,11 @@ def train(
             should_stop=stopped.is_set,
         )
     if run.interrupted:
-        typer.echo(f"interrupted: checkpoint kept in {out}; run the same command with --resume", err=True)
-        raise typer.Exit(130)
-    evaluation = source.evaluate(run.model, num_views)
+        raise StoppedError(
+            f"interrupted: a checkpoint is kept in {out}", hint="run the same command with --resume"
+        )
+    with progress_bar("measuring accuracy"):
+        evaluation = source.evaluate(run.model, num_views)
     report = write_report(out, run, evaluation)
     if output is OutputFormat.json:
         print_json({"out": str(out), "trained_on": source.kind, **report})
@@ -132,20 +155,31 @@ def train(
 class _Source:
     """What to train on, what to test on, and the encoder that makes encoded queries."""
 
-    def __init__(self, path: Path, test: Path | None, public: Path | None, law: EncoderConfig | None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        test: Path | None,
+        public: Path | None,
+        law: EncoderConfig | None,
+        *,
+        image_size: int | None,
+        channels: int | None,
+    ) -> None:
         from instahide.errors import InvalidInputError
         from instahide.storage import load_encoded
 
         is_encoded = (path / "manifest.json").is_file()
         if is_encoded and law is not None:
             raise InvalidInputError(f"{path} is encoded already", hint="leave out --encode")
+        if public is not None and law is None and not is_encoded:
+            raise InvalidInputError("--public does nothing on plain images", hint="add --encode")
         self.law: EncoderConfig | None
         self.data: EncodedDataset | ImageSet
         if is_encoded:
             self.data = encoded = load_encoded(path)
             self.kind, self.law = "encodings", encoded.config
         else:
-            self.data = plain = _load(path, None)
+            self.data = plain = _load(path, None, {"image_size": image_size, "channels": channels})
             self.kind, self.law = "plain images", law
         self.public = None if public is None else _load_public(public, self.data.image_shape)
         self.test = self._find_test(path, test, is_encoded)
@@ -173,30 +207,51 @@ class _Source:
         return Encoder(self.law, private=private, public=self.public)
 
     def _find_test(self, path: Path, test: Path | None, is_encoded: bool) -> ImageSet | None:
-        names = self.data.class_names
+        names, how = self.data.class_names, _presentation_of(self.data.image_shape)
         if test is not None:
             # A file with splits gives its test split; anything else is test data as a whole.
-            return _test_split(test, names) or _load(test, names)
-        return None if is_encoded else _test_split(path, names)
+            return _test_split(test, names, how) or _load(test, names, how)
+        return None if is_encoded else _test_split(path, names, how)
 
 
-def _load(path: Path, names: tuple[str, ...] | None) -> ImageSet:
+def _refuse_idle_options(context: typer.Context) -> None:
+    """Options that only --encode gives a meaning are not ignored in silence."""
+    from instahide.errors import InvalidInputError
+
+    for name in ENCODING_OPTIONS:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise InvalidInputError(
+                f"--{name.replace('_', '-')} does nothing without --encode",
+                hint="add --encode, or leave it out",
+            )
+
+
+def _presentation_of(image_shape: tuple[int, int, int]) -> dict[str, Any]:
+    """How to read images so that they come out in this (C, H, W); other than square they must have it."""
+    channels, height, width = image_shape
+    return {"image_size": height if height == width else None, "channels": channels}
+
+
+def _load(path: Path, names: tuple[str, ...] | None, presentation: dict[str, Any]) -> ImageSet:
     from instahide.errors import InvalidInputError
     from instahide.readers import load_images
 
-    images = load_images(path, class_names=names)
+    images = load_images(path, class_names=names, **presentation)
     if images.labels is None:
-        raise InvalidInputError(f"{path} has no labels", hint="put images in one folder per class")
+        raise InvalidInputError(f"{path} has no labels", hint=NO_LABELS)
     return images
 
 
-def _test_split(path: Path, names: tuple[str, ...] | None) -> ImageSet | None:
+def _test_split(
+    path: Path, names: tuple[str, ...] | None, presentation: dict[str, Any]
+) -> ImageSet | None:
     """The test split of ``path``, or None if it has no such split."""
     from instahide.errors import InvalidInputError
     from instahide.readers import load_images
 
     try:
-        return load_images(path, split="test", class_names=names)
+        return load_images(path, split="test", class_names=names, **presentation)
     except InvalidInputError as error:
         if error.message.startswith("there is no test split"):
             return None
@@ -208,9 +263,7 @@ def _load_public(path: Path, image_shape: tuple[int, int, int]) -> ImageSet:
     from instahide.images import ImageSet
     from instahide.readers import load_images
 
-    channels, height, width = image_shape
-    pool = load_images(path, channels=channels, image_size=height if height == width else None)
-    return ImageSet(pool.images)
+    return ImageSet(load_images(path, **_presentation_of(image_shape)).images)
 
 
 def _print_result(out: Path, source: _Source, run: FolderRun, evaluation: EvaluationReport | None) -> None:
@@ -244,27 +297,20 @@ def _print_result(out: Path, source: _Source, run: FolderRun, evaluation: Evalua
 @contextmanager
 def _progress(
     epochs: int,
-) -> Iterator[tuple[Callable[[int, int, float], None] | None, Callable[[Any], None]]]:
-    """Callbacks that draw a bar on stderr where somebody watches; silent in a pipe."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("epoch {task.fields[epoch]} of {task.fields[epochs]}"), BarColumn())
-    detail = (TextColumn("loss {task.fields[loss]:.3f}"), TimeRemainingColumn())
-    with Progress(*columns, *detail, console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task("train", total=None, epoch=1, epochs=epochs, loss=float("nan"))
-        done = 0
+) -> Iterator[tuple[Callable[[int, int, float], None], Callable[[EpochRecord], None]]]:
+    """What to call after each step and after each epoch, to show how far training is."""
+    done = 0
+    with progress_bar("training") as progress:
 
         def on_step(step: int, steps: int, loss: float) -> None:
-            bar.update(task, completed=done * steps + step, total=epochs * steps, loss=loss)
+            words = f"epoch {done + 1} of {epochs}, loss {loss:.3f}"
+            progress(done * steps + step, epochs * steps, words)
 
-        def on_epoch(record: Any) -> None:
+        def on_epoch(record: EpochRecord) -> None:
             nonlocal done
             done = record.epoch + 1
-            bar.update(task, epoch=min(done + 1, epochs))
 
-        yield (on_step if console.is_terminal else None), on_epoch
+        yield on_step, on_epoch
 
 
 @contextmanager

@@ -181,7 +181,8 @@ def _renumbered(images: ImageSet, class_names: Sequence[str]) -> ImageSet:
     unknown = [name for name in present if name not in place]
     if unknown:
         raise InvalidInputError(
-            f"class {unknown[0]!r} is not among class_names", hint=f"the data holds: {', '.join(present)}"
+            f"class {unknown[0]!r} is not among the classes expected: {', '.join(names)}",
+            hint=f"the data holds: {', '.join(present)}",
         )
     table = np.array([place.get(name, 0) for name in images.class_names], dtype=np.int64)
     return ImageSet(images.images, table[images.labels], names, images.subject_ids)

@@ -104,12 +104,12 @@ def _differ(name: str, first: tuple[int, ...], other_name: str, other: tuple[int
         sizes = [f"{width}x{height}" for _, height, width in (first, other)]
         return InvalidInputError(
             f"pictures differ in size: {name} is {sizes[0]} and {other_name} is {sizes[1]} (width x height)",
-            hint="give image_size=S to bring all to SxS (fit='crop' cuts the centre, fit='pad' keeps it all)",
+            hint="give image_size (--image-size S) to bring all to SxS: the largest centred square, scaled",
         )
     kinds = ["grey" if shape[0] == 1 else "colour" for shape in (first, other)]
     return InvalidInputError(
         f"pictures differ in colour: {name} is {kinds[0]} and {other_name} is {kinds[1]}",
-        hint="give channels=1 (all grey) or channels=3 (all colour)",
+        hint="give channels (--channels): 1 makes all grey, 3 all colour",
     )
 
 

@@ -38,6 +38,11 @@ def _of_folder(root: Path, limits: Limits) -> Catalogue:
     from .idx import find_idx_images, read_idx
     from .table import find_manifest, read_table
 
+    if any(root.glob("shard-*.safetensors")):
+        raise InvalidInputError(
+            f"{display_name(root.name)} holds encodings, not images",
+            hint="`instahide inspect` tells whether it is a whole data set, which `instahide train` takes",
+        )
     manifest = find_manifest(root)
     if manifest is not None:
         return read_table(manifest, limits)

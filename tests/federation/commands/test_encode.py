@@ -13,6 +13,7 @@ import typer
 from typer.testing import CliRunner
 
 from federation.commands import encode as module
+from federation.commands.console import StoppedError
 from federation.commands.encode import encode
 from instahide.errors import InvalidInputError, RefusedError
 from instahide.storage import load_encoded
@@ -47,7 +48,7 @@ def test_encoding_a_file_says_what_was_written_charged_and_is_worth(tmp_path: Pa
     assert "encoded 40 images x 1 epoch(s)" in result.stdout
     assert "1 own, 3 as partner" in result.stdout
     assert "InstaHide is broken" in result.stdout
-    assert "instahide attack" in result.stdout
+    assert "instahide demo" in result.stdout
     assert len(load_encoded(tmp_path / "out")) == 40
 
 
@@ -85,11 +86,11 @@ def test_every_option_reaches_the_law(tmp_path: Path, data: Path) -> None:
     result = run(
         data, "--out", tmp_path / "out", "--num-mixed", 3, "--mode", "compat",
         "--coefficient-law", "dirichlet", "--quantization-bits", 6, "--epochs", 2, "--split", "test",
-        "--image-size", 12, "--shard-size", 7,
+        "--image-size", 12, "--channels", 1, "--shard-size", 7,
     )  # fmt: skip
     assert result.exit_code == 0, result.exception
     loaded = load_encoded(tmp_path / "out")
-    assert loaded.image_shape == (3, 12, 12)
+    assert loaded.image_shape == (1, 12, 12)
     assert len(loaded) == 40  # 2 epochs of the 20 test images
     assert loaded.config.mode == "compat"
     assert loaded.config.coefficient_law == "dirichlet"
@@ -119,12 +120,12 @@ def test_a_wrong_format_is_a_usage_error(tmp_path: Path, data: Path) -> None:
 def test_ctrl_c_says_how_to_go_on_and_resume_does(
     tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = module._progress_bar
+    real = module.progress_bar
 
-    def interrupting() -> object:
+    def interrupting(text: str) -> object:
         class Bar:
             def __enter__(self) -> object:
-                def on_progress(done: int, total: int) -> None:
+                def on_progress(done: int, total: int | None = None) -> None:
                     if done >= 16:
                         raise KeyboardInterrupt
 
@@ -135,16 +136,42 @@ def test_ctrl_c_says_how_to_go_on_and_resume_does(
 
         return Bar()
 
-    monkeypatch.setattr(module, "_progress_bar", interrupting)
+    monkeypatch.setattr(module, "progress_bar", interrupting)
     stopped = run(data, "--out", tmp_path / "out", "--shard-size", 8)
-    assert stopped.exit_code == 130
-    assert "--resume" in stopped.stderr
+    assert isinstance(stopped.exception, StoppedError)
+    assert (stopped.exception.exit_code, "--resume" in stopped.exception.hint) == (130, True)
     assert not (tmp_path / "out" / "manifest.json").exists()
-    monkeypatch.setattr(module, "_progress_bar", real)
+    monkeypatch.setattr(module, "progress_bar", real)
     resumed = run(data, "--out", tmp_path / "out", "--shard-size", 8, "--resume")
     assert resumed.exit_code == 0, resumed.exception
     assert "16 rows were already there" in resumed.stdout
     assert len(load_encoded(tmp_path / "out")) == 40
+
+
+def test_ctrl_c_before_anything_is_charged_leaves_nothing(
+    tmp_path: Path, data: Path, own_ledger: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("instahide.encode_job.encode_to_folder", interrupt)
+    stopped = run(data, "--out", tmp_path / "out")
+    assert (stopped.exit_code, stopped.stderr) == (130, "")  # the words come from federation.cli
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_encoded_folder_is_not_encoded_again(tmp_path: Path, data: Path) -> None:
+    assert run(data, "--out", tmp_path / "out").exit_code == 0
+    again = run(tmp_path / "out", "--out", tmp_path / "twice").exception
+    assert isinstance(again, InvalidInputError)
+    assert "holds encodings, not images" in again.message
+
+
+def test_images_without_labels_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", x=np.zeros((20, 8, 8), np.uint8))
+    refused = run(tmp_path / "x.npz", "--out", tmp_path / "out").exception
+    assert isinstance(refused, InvalidInputError)
+    assert "y_train" in refused.hint
 
 
 def test_copies_that_are_left_out_are_told(tmp_path: Path) -> None:

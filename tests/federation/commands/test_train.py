@@ -9,10 +9,12 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
+from federation.commands.console import StoppedError
 from federation.commands.train import train
 from instahide.checkpoints import load_model
 from instahide.encoder import Encoder
 from instahide.encoder_config import EncoderConfig
+from instahide.errors import InvalidInputError
 from instahide.images import ImageSet
 from instahide.storage import save_encoded
 from instahide.training import EpochRecord
@@ -95,7 +97,8 @@ def test_interrupt_keeps_a_checkpoint_and_resume_ends_as_if_nothing_happened(
     with monkeypatch.context() as patched:
         patched.setattr(TrainingLog, "record", write_and_press_ctrl_c)
         stopped = run(with_splits, "--out", tmp_path / "stopped", *long)
-    assert stopped.exit_code == 130, stopped.output
+    assert isinstance(stopped.exception, StoppedError), stopped.output
+    assert (stopped.exception.exit_code, "--resume" in stopped.exception.hint) == (130, True)
     assert signal.getsignal(signal.SIGINT) is handler
     assert (tmp_path / "stopped/checkpoint.safetensors").is_file()
     assert run(with_splits, "--out", tmp_path / "stopped", "--resume", *long).exit_code == 0
@@ -108,9 +111,50 @@ def test_interrupt_keeps_a_checkpoint_and_resume_ends_as_if_nothing_happened(
 
 def test_there_must_be_something_to_resume(with_splits: Path, tmp_path: Path) -> None:
     result = run(with_splits, "--out", tmp_path / "run", "--resume", *QUICK)
-    assert "no file" in str(result.exception)
+    assert "holds no interrupted run" in str(result.exception)
+    assert not (tmp_path / "run").exists()
 
 
 def test_wrong_options_are_named(with_splits: Path, tmp_path: Path) -> None:
     assert "vgg" in str(run(with_splits, "--out", tmp_path / "run", "--model", "vgg").exception)
     assert "learning_rate" in str(run(with_splits, "--out", tmp_path / "r", "--learning-rate", -1).exception)
+
+
+def test_options_without_a_meaning_are_refused(with_splits: Path, tmp_path: Path) -> None:
+    for words in [("--num-mixed", 3), ("--mode", "compat"), ("--public", with_splits)]:
+        refused = run(with_splits, "--out", tmp_path / "run", *words, *QUICK).exception
+        assert isinstance(refused, InvalidInputError)
+        assert words[0] in refused.message
+        assert "--encode" in refused.hint
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_image_in_an_encoding_needs_no_second_option(with_splits: Path, tmp_path: Path) -> None:
+    result = run(with_splits, "--out", tmp_path / "run", "--encode", "--num-mixed", 1, *QUICK)
+    assert result.exit_code == 0, result.exception
+
+
+def test_test_images_take_the_size_of_the_training_images(with_splits: Path, tmp_path: Path) -> None:
+    result = run(with_splits, "--out", tmp_path / "run", "--image-size", 8, "--channels", 3, *QUICK)
+    assert result.exit_code == 0, result.exception
+    assert load_model(tmp_path / "run/model.safetensors").spec.image_shape == (3, 8, 8)
+
+
+def test_a_number_of_views_below_one_is_refused_before_training(with_splits: Path, tmp_path: Path) -> None:
+    assert run(with_splits, "--out", tmp_path / "run", "--num-views", 0, *QUICK).exit_code == 2
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_output_folder_that_cannot_be_made_is_wrong_input(with_splits: Path, tmp_path: Path) -> None:
+    assert isinstance(run(with_splits, "--out", with_splits, *QUICK).exception, InvalidInputError)
+    (tmp_path / "file").write_bytes(b"")
+    refused = run(with_splits, "--out", tmp_path / "file/run", *QUICK).exception
+    assert isinstance(refused, InvalidInputError)
+    assert "Not a directory" in refused.message
+
+
+def test_images_without_labels_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", x=stripes(20, 0)[0])
+    refused = run(tmp_path / "x.npz", "--out", tmp_path / "run", *QUICK).exception
+    assert isinstance(refused, InvalidInputError)
+    assert "y_train" in refused.hint
