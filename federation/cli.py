@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -36,7 +37,7 @@ app = typer.Typer(
     help=(
         "Encode images, train across hospitals, and measure what still leaks.\n\n"
         "InstaHide was broken in public (Carlini et al. 2020): treat encodings as a speed bump, not a "
-        "lock, and read the leak figures that this toolkit prints beside every accuracy."
+        "lock, and read the leak figure that `instahide demo` prints beside its accuracies."
     ),
     epilog=EPILOG,
     no_args_is_help=True,
@@ -86,8 +87,7 @@ def run(words: Sequence[str], *, debug: bool = False) -> int:
     try:
         outcome: Any = app(args=list(words), prog_name="instahide", standalone_mode=False)
     except InstaHideError as error:
-        if debug:
-            raise
+        _show_traceback(debug)
         return _complain(error.message, error.hint, error.exit_code)
     except NoArgsIsHelpError as error:
         verb = error.ctx.command_path if error.ctx else "instahide"
@@ -98,15 +98,13 @@ def run(words: Sequence[str], *, debug: bool = False) -> int:
     except (KeyboardInterrupt, click.Abort):
         return _complain("interrupted", "", INTERRUPTED)
     except OSError as error:
-        if debug:
-            raise
+        _show_traceback(debug)
         where = f": {error.filename}" if error.filename else ""
         return _complain(
             f"{error.strerror or error}{where}", "check the path, its permissions and the free space", 1
         )
     except Exception as error:
-        if debug:
-            raise
+        _show_traceback(debug)
         return _complain(
             f"unexpected {type(error).__name__}: {error}",
             "this is a fault of ours; run again with --debug and report the traceback",
@@ -134,6 +132,11 @@ def _stdout_that_outlives_its_reader() -> io.TextIOWrapper:
     return io.TextIOWrapper(
         file, encoding=sys.stdout.encoding, errors=sys.stdout.errors, line_buffering=sys.stdout.isatty()
     )
+
+
+def _show_traceback(wanted: bool) -> None:
+    if wanted:
+        traceback.print_exc()
 
 
 def _complain(message: str, hint: str, code: int) -> int:

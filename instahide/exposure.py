@@ -332,6 +332,8 @@ def _refuse_over_budget(
         slot = "as own slot" if column == "own" else "as partner"
         raise RefusedError(
             f"{over} of {num_images} images would pass the budget of {budget} use(s) {slot}, kind {kind}",
-            hint="every further encoding makes an image easier to rebuild; raise the budget only knowingly"
+            hint="every further encoding makes an image easier to rebuild; raise the budget"
+            + (" (--max-releases)" if kind == RELEASED and column == "own" else "")
+            + " only knowingly"
             + (f" (an image that is {copies} times in the data counts {copies} times)" if copies > 1 else ""),
         )

@@ -42,20 +42,21 @@ def print_json(value: Any) -> None:
 def progress_bar(text: str) -> Iterator[Progress]:
     """A bar on stderr where somebody watches; in a pipe or a log, one line every half minute."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)
     if not console.is_terminal:
         yield _lines_in_a_log(text)
         return
-    words = TextColumn("{task.description}", markup=False)
-    with Progress(
-        words, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console, transient=True
-    ) as bar:
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(text, total=None)
-        yield lambda done, total=None, text=text: bar.update(
-            task, completed=done, total=total, description=text
-        )
+
+        def progress(done: int, total: int | None = None, text: str = text) -> None:
+            count = f"{done:,}" if total is None else f"{done:,} of {total:,}"
+            bar.update(task, completed=done, total=total, description=f"{text} {count}")
+
+        yield progress
 
 
 def _lines_in_a_log(first_text: str) -> Progress:
@@ -65,8 +66,8 @@ def _lines_in_a_log(first_text: str) -> Progress:
         nonlocal last
         if time.monotonic() - last >= LOG_SECONDS:
             last = time.monotonic()
-            share = f"{done:,}" if total is None else f"{done:,} of {total:,}"
-            typer.echo(f"{text}: {share}", err=True)
+            count = f"{done:,}" if total is None else f"{done:,} of {total:,}"
+            typer.echo(f"{text} {count}", err=True)
 
     return progress
 

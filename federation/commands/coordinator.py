@@ -69,8 +69,10 @@ def start(
 ) -> None:
     """Start SuperLink, SuperExec and gateway in the foreground, until Ctrl-C.
 
-    Only the gateway is reachable from outside, and it passes only what nodes need. Runs in
-    progress survive a restart.
+    Only the gateway is reachable from outside, and it passes only what nodes
+    need. Runs in progress survive a restart.
+
+    Example: instahide coordinator start study/
     """
     from ..flower_processes.superlink import CoordinatorFolder, start_coordinator
     from ..study import load_study
@@ -101,7 +103,10 @@ def admit(
 ) -> None:
     """Admit a hospital: register its node key, answer with NAME.join.json. The coordinator must be up.
 
-    Compare the fingerprint shown here with the one `node init` showed at the hospital.
+    Compare the fingerprint shown here with the one `node init` showed at the
+    hospital.
+
+    Example: instahide coordinator admit study/ st-mary.request.json
     """
     from .. import study as studies
     from ..joining import read_request, write_exchange
@@ -136,7 +141,7 @@ def run(
 ) -> None:
     """Start a run and follow it to its end; the exit code is the run's. Ctrl-C stops the run.
 
-    Example: instahide coordinator run study/ --name trial-1 --set num-server-rounds=10 --set model=resnet18
+    Example: instahide coordinator run study/ --name trial-1 --set model=resnet18
     """
     from ..study import load_study, prepare_run
 
@@ -156,7 +161,10 @@ def resume(
     ),
     output: OutputFormat = FORMAT,
 ) -> None:
-    """Continue a run after its last checkpoint, with the true round number."""
+    """Continue a run after its last checkpoint, with the true round number.
+
+    Example: instahide coordinator resume study/ trial-1 --set num-server-rounds=20
+    """
     from ..config import RunConfig
     from ..study import load_run, load_study
 
@@ -168,7 +176,10 @@ def resume(
 
 @app.command("status")
 def status(study: Path = STUDY, output: OutputFormat = FORMAT) -> None:
-    """Show whether the coordinator is up, which hospitals are connected, and the runs."""
+    """Show whether the coordinator is up, which hospitals are connected, and the runs.
+
+    Example: instahide coordinator status study/
+    """
     from ..coordinator.events import read_events
     from ..study import load_study
 
@@ -207,7 +218,10 @@ def status(study: Path = STUDY, output: OutputFormat = FORMAT) -> None:
 
 @app.command("settings")
 def settings_table(output: OutputFormat = FORMAT) -> None:
-    """List every setting of a run: default, allowed values, meaning."""
+    """List every setting of a run: default, allowed values, meaning.
+
+    Example: instahide coordinator settings --format json
+    """
     from ..config import describe_settings
 
     rows = list(describe_settings())

@@ -87,6 +87,10 @@ def encode(
         int | None,
         typer.Option(metavar="C", help="1 makes all grey, 3 all colour.", show_default="as stored"),
     ] = None,
+    max_bad_fraction: Annotated[
+        float,
+        typer.Option(min=0.0, max=1.0, metavar="F", help="Share of unusable files to go on without."),
+    ] = 0.01,
     shard_size: Annotated[
         int | None,
         typer.Option(
@@ -135,7 +139,8 @@ def encode(
     )
     with _warnings_in_plain_words():
         with progress_bar("reading images"):
-            images = _load(private, split=split, image_size=image_size, channels=channels)
+            how = {"image_size": image_size, "channels": channels, "max_bad_fraction": max_bad_fraction}
+            images = _load(private, split, how)
             pool = None if public is None else _load_public(public, images)
         charged = ExposureLedger(ledger or default_ledger_path())
         try:
@@ -162,14 +167,14 @@ def encode(
     _report(result, charged.path, format)
 
 
-def _load(path: Path, *, split: str | None, image_size: int | None, channels: int | None) -> ImageSet:
+def _load(path: Path, split: str | None, how: dict[str, Any]) -> ImageSet:
     from instahide.errors import InvalidInputError
     from instahide.readers import load_images
 
     if split not in (None, "train", "test", "val"):
         raise InvalidInputError(f"--split is {split!r}", hint="use train, test or val")
     part = cast(Literal["train", "test", "val"] | None, split)
-    images = load_images(path, split=part, image_size=image_size, channels=channels)
+    images = load_images(path, split=part, **how)
     if images.labels is None:
         raise InvalidInputError(f"{path} has no labels", hint=NO_LABELS)
     return images

@@ -46,8 +46,10 @@ def init(
 ) -> None:
     """Make the node's key, policy and settings, and the request file for the coordinator.
 
-    The private key is made here and stays here. Read policy.toml before you join: it decides
-    what a coordinator may ask of this site.
+    The private key is made here and stays here. Read policy.toml before you
+    join: it decides what a coordinator may ask of this site.
+
+    Example: instahide node init st-mary/ --name st-mary --data scans/
     """
     from ..node_folder import create_node
 
@@ -74,7 +76,10 @@ def join(
     answer: Path = typer.Argument(..., help="NAME.join.json from the coordinator.", show_default=False),
     output: OutputFormat = FORMAT,
 ) -> None:
-    """Take in the coordinator's answer: where it is and which certificate authority to trust."""
+    """Take in the coordinator's answer: where it is and which certificate authority to trust.
+
+    Example: instahide node join st-mary/ st-mary.join.json
+    """
     from ..joining import read_answer
     from ..node_folder import NodeFolder
     from ..node_folder import join as take_in
@@ -101,7 +106,10 @@ def start(
         False, "--accept-changed-data", help="Serve although the images are not those of the last start."
     ),
 ) -> None:
-    """Serve the federation in the foreground, until Ctrl-C: site worker and node, restarted if they fall."""
+    """Serve the federation in the foreground, until Ctrl-C: site worker and node, restarted if they fall.
+
+    Example: instahide node start st-mary/
+    """
     from ..flower_processes.node import supervised_node
     from ..node_folder import NodeFolder, relay_process, start_worker
     from .coordinator import stop_signal
@@ -133,7 +141,10 @@ def start(
 
 @app.command("status")
 def status(node: Path = NODE, output: OutputFormat = FORMAT) -> None:
-    """Show whether the site worker listens and whether this node has joined (exit 5 if it is down)."""
+    """Show whether the site worker listens and whether this node has joined (exit 5 if it is down).
+
+    Example: instahide node status st-mary/
+    """
     from ..node_folder import NodeFolder, worker_listens
 
     folder = NodeFolder(node.resolve())

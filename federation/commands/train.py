@@ -70,6 +70,9 @@ def train(
         int | None,
         typer.Option(help="Make plain images grey (1) or colour (3).", show_default="as stored"),
     ] = None,
+    max_bad_fraction: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of unusable files to go on without.")
+    ] = 0.01,
     num_views: Annotated[int, typer.Option(min=1, help="Encodings of a query in the averaged mode.")] = 10,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the interrupted run in --out.")
@@ -124,7 +127,8 @@ def train(
     private = num_private if public is not None else min(num_private, num_mixed)
     law = EncoderConfig(num_mixed=num_mixed, num_private=private, mode=mode) if encode else None
     with progress_bar("reading images"):
-        source = _Source(path, test, public, law, image_size=image_size, channels=channels)
+        how = {"image_size": image_size, "channels": channels, "max_bad_fraction": max_bad_fraction}
+        source = _Source(path, test, public, law, how)
     masked = source.law is not None and source.law.has_sign_mask
     absolute = masked if absolute_input is None else absolute_input
     spec = ModelSpec(model, source.data.image_shape, source.data.num_classes, absolute, normalization)
@@ -161,9 +165,7 @@ class _Source:
         test: Path | None,
         public: Path | None,
         law: EncoderConfig | None,
-        *,
-        image_size: int | None,
-        channels: int | None,
+        how: dict[str, Any],
     ) -> None:
         from instahide.errors import InvalidInputError
         from instahide.storage import load_encoded
@@ -179,9 +181,10 @@ class _Source:
             self.data = encoded = load_encoded(path)
             self.kind, self.law = "encodings", encoded.config
         else:
-            self.data = plain = _load(path, None, {"image_size": image_size, "channels": channels})
+            self.data = plain = _load(path, None, how)
             self.kind, self.law = "plain images", law
         self.public = None if public is None else _load_public(public, self.data.image_shape)
+        self.how = how | _presentation_of(self.data.image_shape)  # test images come like the others
         self.test = self._find_test(path, test, is_encoded)
         self.training_data: Any = self.data
         self.encoder: Encoder | None = None
@@ -207,7 +210,7 @@ class _Source:
         return Encoder(self.law, private=private, public=self.public)
 
     def _find_test(self, path: Path, test: Path | None, is_encoded: bool) -> ImageSet | None:
-        names, how = self.data.class_names, _presentation_of(self.data.image_shape)
+        names, how = self.data.class_names, self.how
         if test is not None:
             # A file with splits gives its test split; anything else is test data as a whole.
             return _test_split(test, names, how) or _load(test, names, how)
@@ -233,25 +236,23 @@ def _presentation_of(image_shape: tuple[int, int, int]) -> dict[str, Any]:
     return {"image_size": height if height == width else None, "channels": channels}
 
 
-def _load(path: Path, names: tuple[str, ...] | None, presentation: dict[str, Any]) -> ImageSet:
+def _load(path: Path, names: tuple[str, ...] | None, how: dict[str, Any]) -> ImageSet:
     from instahide.errors import InvalidInputError
     from instahide.readers import load_images
 
-    images = load_images(path, class_names=names, **presentation)
+    images = load_images(path, class_names=names, **how)
     if images.labels is None:
         raise InvalidInputError(f"{path} has no labels", hint=NO_LABELS)
     return images
 
 
-def _test_split(
-    path: Path, names: tuple[str, ...] | None, presentation: dict[str, Any]
-) -> ImageSet | None:
+def _test_split(path: Path, names: tuple[str, ...] | None, how: dict[str, Any]) -> ImageSet | None:
     """The test split of ``path``, or None if it has no such split."""
     from instahide.errors import InvalidInputError
     from instahide.readers import load_images
 
     try:
-        return load_images(path, split="test", class_names=names, **presentation)
+        return load_images(path, split="test", class_names=names, **how)
     except InvalidInputError as error:
         if error.message.startswith("there is no test split"):
             return None
@@ -303,7 +304,7 @@ def _progress(
     with progress_bar("training") as progress:
 
         def on_step(step: int, steps: int, loss: float) -> None:
-            words = f"epoch {done + 1} of {epochs}, loss {loss:.3f}"
+            words = f"epoch {done + 1} of {epochs}, loss {loss:.3f}, step"
             progress(done * steps + step, epochs * steps, words)
 
         def on_epoch(record: EpochRecord) -> None:

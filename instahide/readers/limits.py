@@ -158,7 +158,7 @@ def check_bad_fraction(
     raise InvalidInputError(
         f"{bad} of {num_files} files cannot be used, more than {max_bad_fraction:.1%}: {shown}{more}",
         hint="`instahide dataset inspect PATH` lists them all; mend or remove them, or raise "
-        "max_bad_fraction to go on without them",
+        "max_bad_fraction (--max-bad-fraction) to go on without them",
     )
 
 
