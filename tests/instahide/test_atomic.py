@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -18,17 +17,22 @@ def test_a_file_is_replaced_and_nothing_else_is_left(tmp_path: Path) -> None:
     atomic_write_bytes(target, b"old")
     atomic_write_text(target, "new")
     assert target.read_text() == "new"
-    assert os.listdir(tmp_path) == ["a.bin"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
 
 
 def test_a_failed_writer_leaves_the_old_file(tmp_path: Path) -> None:
     target = tmp_path / "a.bin"
     target.write_bytes(b"old")
-    with pytest.raises(RuntimeError), atomic_path(target) as temporary:
-        temporary.write_bytes(b"half")
-        raise RuntimeError
+
+    def fail_in_the_middle() -> None:
+        with atomic_path(target) as temporary:
+            temporary.write_bytes(b"half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_in_the_middle()
     assert target.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["a.bin"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
 
 
 def test_the_mode_asked_for_is_the_mode_given(tmp_path: Path) -> None:
@@ -45,4 +49,4 @@ def test_a_writer_killed_in_the_middle_leaves_nothing_under_the_name(tmp_path: P
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "a.bin")], check=False)
     assert done.returncode == -signal.SIGKILL
     assert not (tmp_path / "a.bin").exists()
-    assert [name.endswith(".partial") for name in os.listdir(tmp_path)] == [True]
+    assert [path.suffix for path in tmp_path.iterdir()] == [".partial"]
