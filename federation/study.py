@@ -234,8 +234,9 @@ def load_run(study: Study, name: str) -> RunConfig:
 def run_is_served(folder: Path) -> bool:
     """Whether the ServerApp that last opened a run's folder is still alive."""
     try:
-        return bool(psutil.pid_exists(int((folder / ".lock").read_text(encoding="ascii"))))
-    except (OSError, ValueError):
+        holder = psutil.Process(int((folder / ".lock").read_text(encoding="ascii")))
+        return bool(holder.status() != psutil.STATUS_ZOMBIE)
+    except (OSError, ValueError, psutil.NoSuchProcess):
         return False
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import typer
 from instahide.errors import InvalidInputError
 
 from .console import OutputFormat, describe_event, print_json
+
+STOP_SECONDS = 20.0  # Flower ends a stopped ServerApp at its next heartbeat, five seconds apart
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -302,6 +305,15 @@ def _control(study: Path) -> Any:
     return ControlClient(find_superlink(folder), authority=folder.authority.certificate)
 
 
+def _wait_for_server_app(folder: Path) -> None:
+    """Let a stopped run write its last event and free its folder, so that it can be resumed at once."""
+    from ..study import run_is_served
+
+    deadline = time.monotonic() + STOP_SECONDS
+    while run_is_served(folder) and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
 def _submit_and_follow(control: Any, config: Any, output: OutputFormat) -> None:
     from ..flower_processes.bundle import build_bundle
     from ..following import EventTail, follow_run, raise_unless_completed
@@ -321,6 +333,7 @@ def _submit_and_follow(control: Any, config: Any, output: OutputFormat) -> None:
         final = follow_run(control, run_id, tail, show)
     except KeyboardInterrupt:
         control.stop_run(run_id)
+        _wait_for_server_app(folder)
         study = folder.parent.parent
         typer.echo(f"stopped; go on with: instahide coordinator resume {study} {folder.name}", err=True)
         raise

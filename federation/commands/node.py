@@ -110,7 +110,7 @@ def start(
 
     Example: instahide node start st-mary/
     """
-    from ..flower_processes.node import supervised_node
+    from ..flower_processes.node import is_connected, supervised_node
     from ..node_folder import NodeFolder, relay_process, start_worker
     from .coordinator import stop_signal
 
@@ -120,7 +120,11 @@ def start(
     worker = start_worker(folder, accept_changed_data=accept_changed_data)
     typer.echo("site worker ready; connecting to the coordinator; Ctrl-C stops")
 
+    told = False  # that the coordinator has admitted this start of the node
+
     def report(status: int, reason: str | None, wait: float) -> None:
+        nonlocal told
+        told = False
         typer.echo(
             f"node ended (status {status}): {reason or 'see state/node.log'}; again in {wait:g} s", err=True
         )
@@ -129,6 +133,9 @@ def start(
     with supervised_node(relay, on_exit=report) as supervised:
         try:
             while not stop.wait(1.0):
+                if not told and relay.is_running and is_connected(relay):
+                    told = True
+                    typer.echo("connected: this node serves the federation")
                 if not worker.is_running:
                     typer.echo("the site worker ended; starting it again", err=True)
                     worker = start_worker(folder)

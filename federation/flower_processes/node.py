@@ -40,6 +40,7 @@ from instahide.errors import FederationError, InstaHideError, InvalidInputError
 from ..supervision import ManagedProcess, RestartedProcess
 from .environment import OFFLINE_SWITCHES, flower_environment
 from .polling import SHORTEST, NodeClock, install
+from .receiving import guard
 
 log = logging.getLogger("node")
 
@@ -184,6 +185,8 @@ def run_node(settings: NodeSettings) -> int:
     loop = importlib.import_module("flwr.supernode.start_client_internal")
     clock = NodeClock(shortest=settings.shortest_poll)
     install(clock, loop)
+    receiving = threading.Lock()
+    guard(receiving, loop)
     secret = secrets.token_bytes(32)
     state = NodeStateFactory(objectstore_factory=ObjectStoreFactory())
     address, stop_runtime = _serve_runtime(state, secret)
@@ -191,7 +194,12 @@ def run_node(settings: NodeSettings) -> int:
     if settings.worker_socket is not None:
         node_settings["worker-socket"] = str(settings.worker_socket)
     relay = RelayExecutor(
-        address, secret=secret, client=load_client(settings.client), clock=clock, node_settings=node_settings
+        address,
+        secret=secret,
+        client=load_client(settings.client),
+        clock=clock,
+        receiving=receiving,
+        node_settings=node_settings,
     )
     add_exit_handler(stop_runtime)
     add_exit_handler(relay.stop)

@@ -67,7 +67,7 @@ class RelayExecutor:
     """Fetches ClientApp tasks from the SuperNode at ``address`` and answers them with ``client``.
 
     ``secret`` is the one the SuperNode's runtime interface was started with. ``node_settings``
-    are shown to the client in ``context.node_config``.
+    are shown to the client in ``context.node_config``. No task is taken while ``receiving`` is held.
     """
 
     def __init__(
@@ -77,11 +77,13 @@ class RelayExecutor:
         secret: bytes,
         client: ClientFunction,
         clock: NodeClock,
+        receiving: threading.Lock,
         node_settings: Mapping[str, str | int | float | bool],
     ) -> None:
         self.address = address
         self._client = client
         self._clock = clock
+        self._receiving = receiving
         self._node_settings = dict(node_settings)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="relay", daemon=True)
@@ -121,7 +123,8 @@ class RelayExecutor:
     def _acquire(self) -> str | None:
         """The token of the next waiting ClientApp task, or None."""
         request = AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])
-        answer = self._tasks.AcquireTask(request)
+        with self._receiving:
+            answer = self._tasks.AcquireTask(request)
         return str(answer.token) if answer.HasField("task") and answer.token else None
 
     def _answer(self, token: str) -> None:

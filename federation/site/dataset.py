@@ -14,18 +14,20 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from instahide.atomic import atomic_write_text
 from instahide.errors import IntegrityError, InvalidInputError, RefusedError
-from instahide.exposure import ExposureLedger
 from instahide.images import ImageSet
 
 from ..messages import RoundRequest
 from .worker_config import WorkerConfig
+
+if TYPE_CHECKING:  # it brings torch, which reading images does not need
+    from instahide.exposure import ExposureLedger
 
 logger = logging.getLogger(__name__)
 

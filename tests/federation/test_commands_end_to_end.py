@@ -1,0 +1,160 @@
+"""The README's third and fourth use, typed as a new user would: real commands, real processes, TLS.
+
+One start-up serves all tests of this file (module fixture); they may run in any order.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+
+from instahide.errors import InvalidInputError, RefusedError
+
+from .command_line import instahide, window
+from .study_in_windows import StudyInWindows, study_in_windows
+
+pytestmark = [pytest.mark.federated, pytest.mark.timeout(280)]
+
+MODES = ("plain", "one-view", "ten-views")
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StudyInWindows]:
+    with study_in_windows(tmp_path_factory.mktemp("windows")) as opened:
+        yield opened
+        # Ctrl-C in every window, the hospitals' first: all end in order and leave nothing behind.
+        for open_window in (*opened.hospitals.values(), opened.coordinator):
+            assert open_window.press_ctrl_c() == (0, []), open_window.text
+            assert open_window.text.endswith("stopped\n")
+        assert not (opened.study / "instance.json").exists()
+
+
+@pytest.fixture(scope="module")
+def finished(study: StudyInWindows) -> tuple[Path, str]:
+    """The folder of a run of two rounds, and what its command printed."""
+    output = instahide(*study.run("trial-1", "num-server-rounds=2"))
+    return study.run_folder("trial-1"), output
+
+
+def test_the_run_is_followed_round_by_round(finished: tuple[Path, str]) -> None:
+    folder, output = finished
+    lines = output.splitlines()
+    assert [line.split(" with ")[0] for line in lines[-4:-2]] == ["round 1 done", "round 2 done"]
+    assert "northside, st-mary" in lines[-4] or "st-mary, northside" in lines[-4]
+    assert lines[-2].startswith("last model measured: plain ")
+    assert lines[-1] == f"done: model, card, metrics and events are in {folder}"
+
+
+def test_the_model_is_a_new_one_of_the_same_form(finished: tuple[Path, str]) -> None:
+    folder, _ = finished
+    initial, trained = (load_file(folder / f"{name}.safetensors") for name in ("initial", "model"))
+    assert {name: array.shape for name, array in trained.items()} == {
+        name: array.shape for name, array in initial.items()
+    }
+    assert any((trained[name] != initial[name]).any() for name in initial)
+
+
+def test_the_tables_hold_every_round_in_three_inference_modes(finished: tuple[Path, str]) -> None:
+    folder, _ = finished
+    with (folder / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["round"] for row in rows] == ["0", "1", "2"]
+    assert [(row["sites"], row["num-examples"]) for row in rows[1:]] == [("2", "240")] * 2
+    for row in rows:
+        assert row["evaluate-num-examples"] == "120"
+        assert all(0.0 <= float(row[f"evaluate-accuracy-{mode}"]) <= 1.0 for mode in MODES)
+    assert len(json.loads((folder / "metrics.json").read_text())["rounds"]) == 3
+
+
+def test_the_events_tell_the_whole_story(study: StudyInWindows, finished: tuple[Path, str]) -> None:
+    kinds = [event["event"] for event in study.events("trial-1")]
+    assert kinds[0] == "run-started"
+    assert kinds[-1] == "run-finished"
+    assert [kind for kind in kinds if kind.startswith("round-")] == ["round-started", "round-finished"] * 2
+    replies = study.events("trial-1", "site-replied")
+    assert sorted({event["site"] for event in replies}) == ["northside", "st-mary"]
+    assert not study.events("trial-1", "site-refused", "site-failed", "site-rejected", "run-failed")
+
+
+def test_the_model_card_names_sites_figures_and_limits(finished: tuple[Path, str]) -> None:
+    card = (finished[0] / "model_card.md").read_text()
+    assert "`small-cnn` after 2 rounds" in card
+    assert "| st-mary | 120 | 2 of 2 |" in card
+    assert "| northside | 120 | 2 of 2 |" in card
+    assert "is broken" in card
+    assert "epsilon" not in card
+
+
+@pytest.mark.usefixtures("finished")
+def test_status_shows_the_hospitals_and_the_finished_run(study: StudyInWindows) -> None:
+    status = study.status()
+    assert {(site["name"], site["status"], site["images"]) for site in status["sites"]} == {
+        ("st-mary", "online", 120),
+        ("northside", "online", 120),
+    }
+    assert {"name": "trial-1", "rounds": 2, "state": "finished"} in status["runs"]
+
+
+@pytest.mark.usefixtures("finished")
+def test_a_name_is_used_once(study: StudyInWindows) -> None:
+    text = instahide(*study.run("trial-1"), code=RefusedError.exit_code)
+    assert "there is a run called 'trial-1' already" in text
+
+
+def test_a_node_says_that_it_serves_and_is_not_served_twice(study: StudyInWindows) -> None:
+    facts = json.loads(instahide("node", "status", study.root / "st-mary", "--format", "json"))
+    assert (facts["worker"], facts["joined"], facts["ready"]["site"]) == ("listening", True, "st-mary")
+    text = instahide("node", "start", study.root / "st-mary", code=RefusedError.exit_code)
+    assert "already up" in text
+    assert instahide("node", "status", study.root / "st-mary").startswith("site worker: listening")
+
+
+def test_a_coordinator_is_not_started_twice(study: StudyInWindows) -> None:
+    assert "already up" in instahide("coordinator", "start", study.study, code=RefusedError.exit_code)
+
+
+def test_ctrl_c_stops_the_run_and_resume_goes_on_with_the_true_round_number(
+    study: StudyInWindows, tmp_path: Path
+) -> None:
+    words = study.run("trial-2", "num-server-rounds=100")
+    with window(tmp_path / "run.log", *words) as running:
+        study.wait_for_round("trial-2", 1, running)
+        assert running.press_ctrl_c() == (130, [])
+    assert f"instahide coordinator resume {study.study} trial-2" in running.text
+    assert not (study.run_folder("trial-2") / "model.safetensors").exists()
+    [state] = [run["state"] for run in study.status()["runs"] if run["name"] == "trial-2"]
+    assert state in ("failed", "interrupted")
+    done = study.events("trial-2", "checkpoint-saved")[-1]["round"]
+
+    last = done + 1
+    words = ("coordinator", "resume", study.study, "trial-2", "--set", f"num-server-rounds={last}")
+    output = instahide(*words)
+    assert output.startswith(f"resumed after round {done}\n")
+    assert f"round {last} done" in output
+    assert f"round {done} done" not in output
+    finished = study.events("trial-2", "round-finished")
+    assert [event["round"] for event in finished] == list(range(1, last + 1))
+    assert study.events("trial-2")[-1]["event"] == "run-finished"
+    assert (study.run_folder("trial-2") / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_a_run_that_a_sites_policy_forbids_fails_with_the_sites_reason(study: StudyInWindows) -> None:
+    text = instahide(*study.run("plain", "encoding=none", "max-failed-rounds=0"), code=1)
+    assert "error: the run ended as finished:failed" in text
+    refusals = study.events("plain", "site-refused")
+    assert {event["site"] for event in refusals} <= {"st-mary", "northside"}  # one is enough to fail
+    assert {event["reason"] for event in refusals} == {"this site trains on encoded images only"}
+    assert not (study.run_folder("plain") / "model.safetensors").exists()
+
+
+def test_what_is_not_there_is_named(study: StudyInWindows, tmp_path: Path) -> None:
+    assert "is not a study folder" in instahide(
+        "coordinator", "status", tmp_path, code=InvalidInputError.exit_code
+    )
+    assert "holds no node" in instahide("node", "status", tmp_path, code=InvalidInputError.exit_code)
