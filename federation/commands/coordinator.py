@@ -73,7 +73,8 @@ def start(
     """Start SuperLink, SuperExec and gateway in the foreground, until Ctrl-C.
 
     Only the gateway is reachable from outside, and it passes only what nodes
-    need. Runs in progress survive a restart.
+    need. It ends when one of the three ends; nodes find a restarted coordinator
+    by themselves, and `coordinator resume` continues a run that was under way.
 
     Example: instahide coordinator start study/
     """
