@@ -89,7 +89,8 @@ class DeepMatrixFactorization(BaseEstimator):  # type: ignore[misc]
         list of S; None takes fresh entropy. hidden_width: columns of the inner layers, min(n, p) by default
         (no constraint on the rank). start: "gaussian" (published), "balanced" or "identity". step_rule:
         "capped-movement", "grouped-rmsprop" (published) or "gradient-descent". learning_rate: the rule's
-        scalar; None for 0.03 (largest move), 1e-3 or 0.01 in that order. tolerance: stop when the mean square
+        scalar; None for the rule's own (1e-3 published, 0.01 plain;
+            the default rule derives its largest move from the data). tolerance: stop when the mean square
         over the observations is at most this (published: 1e-6). max_steps: stop there at the latest, with a
         warning. polish_below: loss at which Gauss-Newton takes over; 0 never. Default: 1e-3 times the mean
         square of the
@@ -264,3 +265,9 @@ def _print_progress(step: int, losses: list[float]) -> None:
         file=sys.stderr,
         flush=True,
     )
+
+
+if __name__ == "__main__":
+    from .matrix_completion_experiments import main
+
+    main(["--experiment", "dynamics", *sys.argv[1:]])

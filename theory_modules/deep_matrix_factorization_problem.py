@@ -11,6 +11,7 @@ off the observed entries for completion, (S, m) for sensing; nothing outside thi
 
 from __future__ import annotations
 
+import math
 from typing import Any, Protocol
 
 import numpy as np
@@ -46,6 +47,9 @@ class Observations(Protocol):
     def curvature(self) -> Tensor:
         """(S,) (2/m)|A|², at most: how much the loss curves along a unit direction of W."""
 
+    def typical_norm(self) -> Tensor:
+        """(S,) the Frobenius norm of W to expect: observations as large as a typical entry makes them."""
+
     def select(self, rows: list[int]) -> Observations:
         """Some of the problems."""
 
@@ -77,6 +81,9 @@ class Completion:
 
     def curvature(self) -> Tensor:
         return 2 / self.count
+
+    def typical_norm(self) -> Tensor:
+        return (square_norms(self.values) / self.count * math.prod(self.shape)).sqrt()
 
     def select(self, rows: list[int]) -> Completion:
         return Completion(self.values[rows], self.mask[rows])
@@ -110,6 +117,10 @@ class Sensing:
 
     def curvature(self) -> Tensor:
         return torch.full((self.num_problems,), 2 / self.count * self.norm**2, dtype=self.flat.dtype)
+
+    def typical_norm(self) -> Tensor:
+        weight = self.flat.square().sum()
+        return (square_norms(self.values) / weight * math.prod(self.shape)).sqrt()
 
     def select(self, rows: list[int]) -> Sensing:
         return Sensing(self.flat.view(-1, *self.shape), self.values[rows], self.norm)

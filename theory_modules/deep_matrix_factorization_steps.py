@@ -8,9 +8,10 @@ gradient-descent    h = lr
 grouped-rmsprop     the published rule: s ← 0.99 s + 0.01 |∇|², |∇|² over *all* layers,
                     h = lr / (√(s/(1 − 0.99^t)) + 1e-4)
 capped-movement     ours, default: v ← β v + (1 − β)∇, h = min(δ/|∇|, c/L) along v. Near the start gradients
-                    are tiny and the move is δ a step; near the end it is c/L with L the curvature at the
-                    minimum, L = (2/m)|A|² N σ₁^(2−2/N), and heavy-ball momentum is stable for
-                    c < 2(1 + β)/(1 − β). σ₁ comes from two power iterations every 20 steps.
+                    are tiny and the move is δ a step, by default 0.0065 of the N-th root of the Frobenius
+                    norm to expect of W. Near the end it is c/L with L the curvature at the minimum,
+                    L = (2/m)|A|² N σ₁^(2−2/N), and heavy-ball momentum is stable for c < 2(1 + β)/(1 − β).
+                    σ₁ comes from two power iterations every 20 steps.
 ==================  =====================================================================================
 """
 
@@ -86,11 +87,13 @@ class GroupedRMSprop(GradientDescent):
 class CappedMovement(GradientDescent):
     """Momentum with a cap on the move and a cap from the curvature at the minimum."""
 
-    MOVE, MOMENTUM, CURVATURE_STEPS = 0.03, 0.9, 10.0
+    MOVE, MOMENTUM, CURVATURE_STEPS = 0.0065, 0.9, 10.0
 
     def __init__(self, chain: LayerChain, problem: Observations, learning_rate: float | None) -> None:
-        super().__init__(chain, problem, self.MOVE if learning_rate is None else learning_rate)
+        super().__init__(chain, problem, learning_rate)
         self.curvature = problem.curvature()
+        size = problem.typical_norm().clamp(min=1e-30) ** (1 / chain.depth)
+        self.move = self.MOVE * size if learning_rate is None else torch.full_like(size, learning_rate)
         self.velocity = [torch.zeros_like(w) for w in chain.layers]
         generator = torch.Generator().manual_seed(0)  # any direction does; it is refined for ever
         vector = torch.randn(problem.shape[1], 1, generator=generator, dtype=torch.float64)
@@ -102,7 +105,7 @@ class CappedMovement(GradientDescent):
             self._power_iterations(chain)
         power = 2 - 2 / chain.depth
         bend = self.curvature * chain.depth * self.largest.clamp(min=1e-3) ** power
-        return torch.minimum(self.learning_rate / _square_norm(chain).sqrt(), self.CURVATURE_STEPS / bend)
+        return torch.minimum(self.move / _square_norm(chain).sqrt(), self.CURVATURE_STEPS / bend)
 
     def directions(self, chain: LayerChain) -> list[Tensor]:
         for velocity, gradient in zip(self.velocity, chain.gradients, strict=True):
@@ -119,6 +122,7 @@ class CappedMovement(GradientDescent):
 
     def select(self, rows: list[int]) -> None:
         self.velocity = [v[rows] for v in self.velocity]
+        self.move = self.move[rows]
         self.vector, self.largest, self.curvature = (
             self.vector[rows],
             self.largest[rows],
@@ -126,7 +130,7 @@ class CappedMovement(GradientDescent):
         )
 
     def state(self) -> dict[str, Any]:
-        names = ("num_steps", "velocity", "vector", "largest", "curvature")
+        names = ("num_steps", "velocity", "vector", "largest", "curvature", "move")
         return {name: getattr(self, name) for name in names}
 
     def restore(self, state: dict[str, Any]) -> None:
