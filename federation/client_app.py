@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import os
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from instahide.errors import FederationError, InstaHideError
 
+from .flower_records import ARRAYS, weights_in, weights_record
 from .frames import BUNDLE_KEY, Frame, ask
 from .packing import pack_arrays, unpack_arrays
 
@@ -24,7 +25,6 @@ SOCKET_KEY = "worker-socket"
 SOCKET_VARIABLE = "INSTAHIDE_WORKER_SOCKET"
 TIMEOUT_KEY = "worker-timeout-seconds"
 SITE_KEY = "site-name"
-WEIGHTS = "weights"  # the one array of the record "arrays": all weights, packed
 DEFAULT_TIMEOUT_SECONDS = 12 * 3600.0
 """As long as Flower keeps a message; the coordinator's round deadline is the shorter one."""
 
@@ -70,8 +70,7 @@ def _socket_path(context: Context) -> str:
 def _to_frame(message: Message, context: Context, kind: str) -> Frame:
     records = message.content
     config = dict(records.config_records.get("config", ConfigRecord()))
-    packed = records.array_records.get("arrays", ArrayRecord()).get(WEIGHTS)
-    arrays = {} if packed is None else unpack_arrays(packed.data)
+    arrays = unpack_arrays(weights_in(records[ARRAYS])) if ARRAYS in records else {}
     return Frame(kind, {"config": config, BUNDLE_KEY: str(context.node_config.get(BUNDLE_KEY, ""))}, arrays)
 
 
@@ -80,8 +79,7 @@ def _to_records(answer: Frame) -> RecordDict:
     for name, record in answer.fields.items():
         content[name] = MetricRecord(record) if name == "metrics" else ConfigRecord(record)
     if answer.arrays:
-        weights = pack_arrays(answer.arrays)
-        content["arrays"] = ArrayRecord({WEIGHTS: Array("uint8", (len(weights),), "safetensors", weights)})
+        content[ARRAYS] = weights_record(pack_arrays(answer.arrays))
     return content
 
 

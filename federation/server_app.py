@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 from instahide.errors import InstaHideError, InvalidInputError
@@ -23,10 +23,10 @@ from instahide.errors import InstaHideError, InvalidInputError
 from .config import RunConfig
 from .coordinator import rounds
 from .coordinator.grid import GridReply
+from .flower_records import ARRAYS, weights_in, weights_record
 from .messages import Arrays, RoundRequest, SiteReply
 from .packing import pack_arrays, unpack_arrays
 
-WEIGHTS = "weights"  # the one array of the record "arrays": all weights, packed
 SPARE_BYTES = 65_536  # a reply's header may be longer than the request's by this much
 
 app = ServerApp()
@@ -90,8 +90,7 @@ class FlowerGrid:
 
 def to_content(request: RoundRequest, weights: bytes) -> RecordDict:
     """The records of a request: its packed weights and its settings."""
-    record = ArrayRecord({WEIGHTS: Array("uint8", (len(weights),), "safetensors", weights)})
-    return RecordDict({"arrays": record, "config": ConfigRecord(request.to_mapping())})
+    return RecordDict({ARRAYS: weights_record(weights), "config": ConfigRecord(request.to_mapping())})
 
 
 def to_site_reply(content: RecordDict, *, largest: int) -> SiteReply:
@@ -99,7 +98,7 @@ def to_site_reply(content: RecordDict, *, largest: int) -> SiteReply:
     records: dict[str, dict[str, Any]] = {}
     arrays: Arrays = {}
     for name, record in content.items():
-        if name == "arrays" and isinstance(record, ArrayRecord):
+        if name == ARRAYS:
             arrays = _to_arrays(record, largest)
         elif isinstance(record, ConfigRecord | MetricRecord):
             records[name] = dict(record)
@@ -110,13 +109,8 @@ def to_site_reply(content: RecordDict, *, largest: int) -> SiteReply:
     return SiteReply.from_mapping(records, arrays)
 
 
-def _to_arrays(record: ArrayRecord, largest: int) -> Arrays:
-    if set(record) != {WEIGHTS}:
-        raise InvalidInputError(
-            f"the record of arrays holds {sorted(record)[:3]!r:.100}, not the packed weights alone",
-            hint="install the same release everywhere",
-        )
-    data = record[WEIGHTS].data
+def _to_arrays(record: object, largest: int) -> Arrays:
+    data = weights_in(record)
     if len(data) > largest:
         raise InvalidInputError(f"{len(data)} bytes of weights, where at most {largest} were due")
     return unpack_arrays(data)

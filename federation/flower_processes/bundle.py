@@ -35,6 +35,7 @@ BUNDLED = (
     "server_app.py",
     "config.py",
     "messages.py",
+    "flower_records.py",
     "frames.py",
     "packing.py",
     "coordinator",

@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.app.message import make_message
 from flwr.app.metadata import Metadata
 from flwr.supercore.task_identity import TaskIdentity
 from safetensors.numpy import save
 
 from federation.client_app import SOCKET_VARIABLE, app
-from federation.client_app import WEIGHTS as PACKED
+from federation.flower_records import weights_in, weights_record
 from federation.frames import BUNDLE_KEY, Frame, receive_frame, send_frame
 from federation.packing import unpack_arrays
 from federation.site.listener import Listener
@@ -39,8 +39,7 @@ def _inside_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def message(kind: str, arrays: dict[str, Any] | None = None, **config: Any) -> Message:
     data = save(WEIGHTS if arrays is None else arrays)
-    record = ArrayRecord({PACKED: Array("uint8", (len(data),), "safetensors", data)})
-    content = RecordDict({"arrays": record, "config": ConfigRecord(config)})
+    content = RecordDict({"arrays": weights_record(data), "config": ConfigRecord(config)})
     return make_message(Metadata(1, "m1", 1, 2, "", "1", time.time(), 60.0, kind), content)
 
 
@@ -88,7 +87,7 @@ def test_a_train_message_reaches_the_worker_whole_and_its_reply_comes_back(tmp_p
     assert asked[0].arrays.keys() == WEIGHTS.keys()
     assert dict(content["metrics"]) == DONE["metrics"]
     assert dict(content["site"]) == DONE["site"]
-    returned = unpack_arrays(content["arrays"][PACKED].data)
+    returned = unpack_arrays(weights_in(content["arrays"]))
     for name, array in WEIGHTS.items():
         np.testing.assert_array_equal(returned[name], array)
 

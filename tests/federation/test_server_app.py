@@ -17,9 +17,10 @@ from flwr.supercore.task_identity import TaskIdentity
 from safetensors.numpy import load_file, save_file
 
 from federation.config import RunConfig
+from federation.flower_records import WEIGHTS, weights_in, weights_record
 from federation.messages import Refusal, RoundRequest, SiteReply
 from federation.packing import pack_arrays, unpack_arrays
-from federation.server_app import WEIGHTS, FlowerGrid, app, to_content, to_site_reply
+from federation.server_app import FlowerGrid, app, to_content, to_site_reply
 from instahide.errors import FederationError, InvalidInputError
 
 NAMES = {2**63 + 5: "Anna", 7: "Bern"}  # Flower's node ids are unsigned 64-bit numbers
@@ -85,7 +86,7 @@ def trained(node, message):
     request = RoundRequest.from_mapping(
         dict(message.content["config"]),
         kind=message.metadata.message_type,
-        arrays=unpack_arrays(message.content["arrays"][WEIGHTS].data),
+        arrays=unpack_arrays(weights_in(message.content["arrays"])),
     )
     metrics = {"evaluate-num-examples": 5, "evaluate-accuracy-plain": 0.5}
     records = RecordDict({"site": ConfigRecord({"name": NAMES[node]})})
@@ -98,7 +99,7 @@ def trained(node, message):
 
 
 def packed(data):
-    return ArrayRecord({WEIGHTS: Array("uint8", (len(data),), "safetensors", data)})
+    return weights_record(data)
 
 
 def context(folder, **settings):
@@ -162,7 +163,7 @@ def request(**settings):
 def test_a_request_reads_back_from_flowers_records():
     content = to_content(request(), pack_arrays(ARRAYS))
     again = RoundRequest.from_mapping(
-        dict(content["config"]), arrays=unpack_arrays(content["arrays"][WEIGHTS].data)
+        dict(content["config"]), arrays=unpack_arrays(weights_in(content["arrays"]))
     )
     assert again == request()
     assert all(again.arrays[name].tobytes() == ARRAYS[name].tobytes() for name in ARRAYS)
@@ -217,7 +218,7 @@ def test_bytes_that_are_not_packed_weights_are_refused(data):
 
 def test_weights_come_as_one_array_of_one_name():
     loose = ArrayRecord({name: Array(array) for name, array in ARRAYS.items()})
-    with pytest.raises(InvalidInputError, match="not the packed weights alone"):
+    with pytest.raises(InvalidInputError, match="does not hold the packed weights alone"):
         to_site_reply(record(loose), largest=LARGEST)
 
 
