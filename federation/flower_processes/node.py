@@ -39,7 +39,7 @@ from instahide.errors import FederationError, InstaHideError, InvalidInputError
 
 from ..supervision import ManagedProcess, RestartedProcess
 from .environment import OFFLINE_SWITCHES, flower_environment
-from .polling import SHORTEST, NodeClock, install
+from .polling import SHORTEST, NodeClock, install, look_again_soon
 from .receiving import guard
 
 log = logging.getLogger("node")
@@ -185,6 +185,7 @@ def run_node(settings: NodeSettings) -> int:
     loop = importlib.import_module("flwr.supernode.start_client_internal")
     clock = NodeClock(shortest=settings.shortest_poll)
     install(clock, loop)
+    look_again_soon(loop)
     receiving = threading.Lock()
     guard(receiving, loop)
     secret = secrets.token_bytes(32)

@@ -278,3 +278,34 @@ def test_a_client_is_found_by_name_and_a_wrong_name_is_explained() -> None:
     for reference in ("federation.absent:app", "federation.client_app:absent", "nonsense"):
         with pytest.raises(InvalidInputError, match="there is no client"):
             load_client(reference)
+
+
+def test_an_object_on_its_way_is_looked_for_again_soon_and_an_unknown_flower_is_left_alone() -> None:
+    from types import SimpleNamespace
+
+    from federation.flower_processes.polling import look_again_soon
+
+    def pull_objects(object_ids: list[str], initial_backoff: float = 1.0) -> float:
+        return initial_backoff
+
+    known, unknown = SimpleNamespace(pull_objects=pull_objects), SimpleNamespace(pull_objects=len)
+    assert look_again_soon(known, first_wait=0.1)  # type: ignore[arg-type]
+    assert known.pull_objects([]) == 0.1
+    assert not look_again_soon(unknown)  # type: ignore[arg-type]
+    assert unknown.pull_objects is len
+
+
+def test_the_installed_flower_is_known_to_both_ends() -> None:
+    import functools
+
+    from flwr.superlink.grid import http_grid
+    from flwr.supernode import start_client_internal as loop
+
+    from federation.flower_processes.polling import look_again_soon
+    from federation.server_app import look_again_soon as at_the_server
+
+    for module, change in ((loop, lambda: look_again_soon(loop)), (http_grid, at_the_server)):
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(module, "pull_objects", module.pull_objects)
+            change()
+            assert isinstance(module.pull_objects, functools.partial)
