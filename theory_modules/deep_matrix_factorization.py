@@ -85,16 +85,17 @@ class DeepMatrixFactorization(BaseEstimator):  # type: ignore[misc]
 
     Args:
         depth: N ≥ 1 layers; 1 is plain gradient descent on the entries, which fills in nothing.
-        initialization_scale: a; the product starts with Frobenius norm about a√n. random_state: a seed, or a
-        list of S; None takes fresh entropy. hidden_width: columns of the inner layers, min(n, p) by default
-        (no constraint on the rank). start: "gaussian" (published), "balanced" or "identity". step_rule:
-        "capped-movement", "grouped-rmsprop" (published) or "gradient-descent". learning_rate: the rule's
-        scalar; None for the rule's own (1e-3 published, 0.01 plain;
-            the default rule derives its largest move from the data). tolerance: stop when the mean square
-        over the observations is at most this (published: 1e-6). max_steps: stop there at the latest, with a
-        warning. polish_below: loss at which Gauss-Newton takes over; 0 never. Default: 1e-3 times the mean
-        square of the
-            observations with "capped-movement", never with the other rules.
+        initialization_scale: a; the product starts with Frobenius norm about a√n.
+        random_state: a seed, or a list of S; None takes fresh entropy.
+        hidden_width: columns of the inner layers, min(n, p) by default (no constraint on the rank).
+        start: "gaussian" (published), "balanced" or "identity".
+        step_rule: "capped-movement", "grouped-rmsprop" (published) or "gradient-descent".
+        learning_rate: the rule's scalar; None for the rule's own (1e-3 published, 0.01 plain; the
+            default rule derives its largest move from the data).
+        tolerance: stop when the mean square over the observations is at most this (published: 1e-6).
+        max_steps: stop there at the latest, with a warning.
+        polish_below: loss at which Gauss-Newton takes over; 0 never. Default: 1e-3 times the mean square of
+            the observations with "capped-movement", never with the other rules.
         record_every: steps between the records in ``history_``; 0 keeps none.
         record_vectors: keep singular vectors too.
         dtype: "float32" or "float64".

@@ -87,7 +87,7 @@ class GroupedRMSprop(GradientDescent):
 class CappedMovement(GradientDescent):
     """Momentum with a cap on the move and a cap from the curvature at the minimum."""
 
-    MOVE, MOMENTUM, CURVATURE_STEPS = 0.0065, 0.9, 10.0
+    MOVE, MOMENTUM, CURVATURE_STEPS = 0.0065, 0.8, 5.0
 
     def __init__(self, chain: LayerChain, problem: Observations, learning_rate: float | None) -> None:
         super().__init__(chain, problem, learning_rate)

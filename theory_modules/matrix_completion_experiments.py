@@ -112,8 +112,8 @@ def singular_value_curves(size: int = 20, seed: int = 0) -> dict[int, tuple[np.n
     start = U * np.geomspace(0.1, 0.01, size) @ V.T
     curves = {}
     for depth in (1, 2, 3, 4):
-        # Deeper products move faster where values are large and wait longer where they are small.
-        step, num_steps = {1: (0.02, 300), 2: (2e-3, 600), 3: (4e-4, 1500), 4: (1e-4, 6000)}[depth]
+        # Deeper products wait longer where values are small, and need longer to show the later ones.
+        step, num_steps = {1: (5e-3, 1200), 2: (1e-3, 2000), 3: (1e-3, 3000), 4: (1e-3, 4000)}[depth]
         flow = factor_flow(target, mask, start, depth=depth, step=step, num_steps=num_steps, record_every=3)
         print(verify_dynamics(flow))
         curves[depth] = flow.times, track_singular_values(flow.path).values
