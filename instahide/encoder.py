@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -155,6 +155,11 @@ class Encoder:
         return views
 
     def _batches(self, batch_size: int, start: int) -> Iterator[EncodedDataset]:
+        for batch in self._recorded_batches(batch_size, start):
+            yield batch.encoded  # the draws are dropped here
+
+    def _recorded_batches(self, batch_size: int, start: int) -> Iterator[RecordedBatch]:
+        """Batches with their draws. For :mod:`instahide.attacks.replica` alone, which plays hospital."""
         config, private = self.config, self._private
         assert private.labels is not None
         assert private.class_names is not None
@@ -165,10 +170,14 @@ class Encoder:
             rows = np.concatenate([own[:, None], partners[own]], axis=1)
             coefficients = draws.coefficients(len(own), self._num_bounded)
             images = new_output((len(own), *private.image_shape), self._device)
-            self._mix(draws, self._sources(draws, rows), coefficients, images)
+            sources = self._sources(draws, rows)
+            self._mix(draws, sources, coefficients, images)
             weights_of_private = coefficients[:, : config.num_private]
             labels = mix_labels(private.labels[rows], weights_of_private, private.num_classes, config)
-            yield EncodedDataset(images, labels.to(self._device), private.class_names, config, self.scheme)
+            encoded = EncodedDataset(
+                images, labels.to(self._device), private.class_names, config, self.scheme
+            )
+            yield RecordedBatch(encoded, tuple(part.indices for part in sources), coefficients)
 
     def _sources(self, draws: Draws, private_rows: NDArray[np.int64]) -> list[Sources]:
         private = Sources(self._private.images, private_rows)
@@ -220,6 +229,15 @@ class Encoder:
             [self._private.images] if self._public is None else [self._private.images, self._public.images]
         )
         return GpuMixer(self._device, pools)
+
+
+@dataclass(frozen=True, eq=False)
+class RecordedBatch:
+    """A batch and what the encoder forgets: rows of the sources, private ones first, and λ."""
+
+    encoded: EncodedDataset
+    source_rows: tuple[NDArray[np.int64], ...]
+    coefficients: NDArray[np.float64]
 
 
 class _Pool:

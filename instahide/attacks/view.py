@@ -73,8 +73,22 @@ class AttackerView:
 class AttackResult:
     """What an attack achieved, at what cost, under which assumptions.
 
-    ``intervals`` hold 95 % intervals of the metrics that have one; ``scores`` (one per candidate,
-    higher is likelier a member) stay out of ``to_dict``.
+    Args:
+        name: of the attack, with its tier where it has tiers.
+        metrics: numbers with the field's names; a figure is a lower bound on what leaks.
+        intervals: 95 % intervals of the metrics that have one.
+        cpu_seconds: processor time, all threads together.
+        assumptions: what the attacker is given, one sentence each; nothing else was used.
+        settings: what was attacked and how, as plain values.
+        scores: one per candidate, higher is likelier a member; stays out of ``to_dict``.
+        verdict: one sentence a privacy officer understands, without a number that needs a key.
+        leaked: whether the attack got what it wants; ``None``: it could not be decided.
+        baselines: the same metrics for an attacker without the release: chance, mean image, ...
+        wall_seconds, peak_bytes: the rest of the cost; 0 where it was not measured.
+        seed: of the attacker's own random choices; never of an encoder.
+        checks: outcomes of the power check (planted canaries) and the null check (noise), in words.
+        curves: lines to draw: name → points (x, y); ``curve_axes`` names x and y.
+        pictures: (N, C, H, W) uint8 sheets to show, by caption; stay out of ``to_dict``.
     """
 
     name: str
@@ -84,14 +98,33 @@ class AttackResult:
     assumptions: tuple[str, ...]
     settings: dict[str, Any] = field(default_factory=dict)
     scores: NDArray[np.float64] | None = field(default=None, repr=False)
+    verdict: str = ""
+    leaked: bool | None = None
+    baselines: dict[str, float] = field(default_factory=dict)
+    wall_seconds: float = 0.0
+    peak_bytes: int = 0
+    seed: int | None = None
+    checks: dict[str, str] = field(default_factory=dict)
+    curves: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    curve_axes: tuple[str, str] = ("", "")
+    pictures: dict[str, NDArray[np.uint8]] = field(default_factory=dict, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {
             "name": self.name,
+            "verdict": self.verdict,
+            "leaked": self.leaked,
             "metrics": dict(self.metrics),
             "intervals": {name: list(limits) for name, limits in self.intervals.items()},
+            "baselines": dict(self.baselines),
             "cpu_seconds": self.cpu_seconds,
+            "wall_seconds": self.wall_seconds,
+            "peak_bytes": self.peak_bytes,
+            "seed": self.seed,
+            "checks": dict(self.checks),
+            "curves": {name: [list(point) for point in line] for name, line in self.curves.items()},
+            "curve_axes": list(self.curve_axes),
             "assumptions": list(self.assumptions),
             "settings": dict(self.settings),
         }
