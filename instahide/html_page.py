@@ -93,17 +93,29 @@ def line_chart(
     y_label: str,
     caption: str,
     y_range: tuple[float, float] | None = None,
+    log_x: bool = False,
+    log_y: bool = False,
 ) -> str:
     """Lines with markers over a common x axis; points that are not finite are left out.
 
-    Colour, dash and marker all differ between lines, so the chart survives a grey printer.
+    Colour and dash differ between lines, so the chart survives a grey printer. On a logarithmic axis
+    (``log_x``, ``log_y``) values that are not positive are left out too.
     """
-    points = {name: [(x, y) for x, y in line if math.isfinite(y)] for name, line in series.items()}
+    points = {
+        name: [
+            (math.log10(x) if log_x else x, math.log10(y) if log_y else y)
+            for x, y in line
+            if math.isfinite(x) and math.isfinite(y) and (x > 0 or not log_x) and (y > 0 or not log_y)
+        ]
+        for name, line in series.items()
+    }
     flat = [point for line in points.values() for point in line]
     if not flat:
         return paragraph(f"{caption} (nothing was measured)", kind="soft")
     xs, ys = [x for x, _ in flat], [y for _, y in flat]
     low, high = y_range or (min(ys), max(ys))
+    if low == high:
+        low, high = low - 0.5, high + 0.5
     left, right, top, bottom = 56.0, 700.0, 16.0, 280.0
     x_span = (max(xs) - min(xs)) or 1.0
     y_span = (high - low) or 1.0
@@ -114,7 +126,9 @@ def line_chart(
             bottom - (y - low) / y_span * (bottom - top),
         )
 
-    drawn = _axes(left, right, top, bottom, low, high, sorted(set(xs)), place, x_label, y_label)
+    ticks = list(range(math.floor(min(xs)), math.ceil(max(xs)) + 1)) if log_x else sorted(set(xs))
+    ticks = [tick for tick in ticks if min(xs) <= tick <= max(xs)] or [min(xs), max(xs)]
+    drawn = _axes(left, right, top, bottom, low, high, ticks, place, x_label, y_label, log_x, log_y)
     for index, (name, line) in enumerate(points.items()):
         drawn.append(_one_line([place(x, y) for x, y in line], name, index))
     height = int(bottom + 52 + 20 * math.ceil(len(points) / 2))
@@ -126,15 +140,21 @@ def line_chart(
     )
 
 
-def _axes(left, right, top, bottom, low, high, xs, place, x_label, y_label) -> list[str]:  # type: ignore[no-untyped-def]
+def _axes(  # type: ignore[no-untyped-def]
+    left, right, top, bottom, low, high, xs, place, x_label, y_label, log_x, log_y
+) -> list[str]:
     drawn = []
     for step in range(5):
         value = low + (high - low) * step / 4
         _, y = place(xs[0], value)
         drawn.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        drawn.append(f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{value:.2g}</text>')
+        shown = 10**value if log_y else value
+        drawn.append(f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{shown:.2g}</text>')
     for x in xs[:: max(1, math.ceil(len(xs) / 12))]:
-        drawn.append(f'<text x="{place(x, low)[0]:.1f}" y="{bottom + 18}" text-anchor="middle">{x:g}</text>')
+        shown = 10**x if log_x else x
+        drawn.append(
+            f'<text x="{place(x, low)[0]:.1f}" y="{bottom + 18}" text-anchor="middle">{shown:.3g}</text>'
+        )
     drawn.append(
         f'<text x="{(left + right) / 2}" y="{bottom + 38}" text-anchor="middle">{escape(x_label)}</text>'
     )

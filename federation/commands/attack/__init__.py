@@ -1,0 +1,26 @@
+"""``instahide attack``: measure what leaks, on your own release or your own settings."""
+
+from __future__ import annotations
+
+import typer
+
+from . import listing, membership, report
+
+app = typer.Typer(help="Attack encodings and updates; report what leaks.", no_args_is_help=True)
+run_app = typer.Typer(help="Run one attack.", no_args_is_help=True)
+
+
+@app.callback()
+def attack() -> None:
+    """Attack encodings and updates; report what leaks."""
+
+
+@run_app.callback()
+def run() -> None:
+    """Run one attack; `instahide attack list` says which there are."""
+
+
+app.add_typer(run_app, name="run")
+app.command("list")(listing.list_attacks)
+app.command("report")(report.report)
+run_app.command("membership")(membership.membership)

@@ -1,0 +1,119 @@
+"""What the attack verbs share: options, and how a result is shown, stored and judged.
+
+An attack that succeeds is a *finding*, not a failure of the program: the exit code is 0 whether the attack
+recovers something or not, unless ``--fail-on-leak`` asks for 3.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import click
+import typer
+
+from instahide.errors import RefusedError
+
+from ..console import OutputFormat, print_json
+
+if TYPE_CHECKING:
+    from instahide.attacks.view import AttackResult
+    from instahide.encoder_config import EncoderConfig
+
+Encoded = Annotated[
+    Path,
+    typer.Option(
+        help="A folder of `instahide encode`, or an .npz with encodings (N,C,H,W) and labels (N,K).",
+        metavar="PATH",
+    ),
+]
+Labels = Annotated[
+    Path | None, typer.Option(help="Soft labels (N,K) in an .npy of their own.", metavar="FILE")
+]
+Public = Annotated[
+    Path | None,
+    typer.Option(help="Public images of the same kind: a folder, or an .npz with x (uint8).", metavar="PATH"),
+]
+Out = Annotated[Path | None, typer.Option(help="Folder for result.json and pictures.", metavar="DIR")]
+Seed = Annotated[int, typer.Option(min=0, help="Of the attacker's own random choices.")]
+MaxSeconds = Annotated[
+    float | None, typer.Option(min=0.0, help="Stop in order after this long.", show_default="no limit")
+]
+Format = Annotated[OutputFormat, typer.Option("--format", help="Lines for people, or one JSON object.")]
+FailOnLeak = Annotated[bool, typer.Option("--fail-on-leak", help="Exit with 3 if the attack succeeds.")]
+NumMixed = Annotated[
+    int | None,
+    typer.Option(min=1, max=16, metavar="K", help="k, images in one encoding.", show_default="the release's"),
+]
+NumPrivate = Annotated[
+    int | None,
+    typer.Option(min=1, max=16, metavar="N", help="Private ones among them.", show_default="the release's"),
+]
+
+
+def law_of_release(
+    config: EncoderConfig | None,
+    num_mixed: int | None,
+    num_private: int | None,
+    *,
+    mode: str = "compat",
+) -> EncoderConfig:
+    """The public law to assume: what the release says, changed by the options; else the published one."""
+    from dataclasses import replace
+
+    from instahide.encoder_config import EncoderConfig
+
+    if config is None:
+        return EncoderConfig(num_mixed=num_mixed or 6, num_private=num_private or 2, mode=mode)
+    return replace(
+        config, num_mixed=num_mixed or config.num_mixed, num_private=num_private or config.num_private
+    )
+
+
+def finish(
+    result: AttackResult, out: Path | None, format: OutputFormat, fail_on_leak: bool, **more: Any
+) -> None:
+    """Store, show and judge one result; ``more`` goes into the JSON beside it."""
+    if out is not None:
+        from instahide.attacks.result_files import write_result
+
+        write_result(result, out, attack=click.get_current_context().info_name or "")
+    if format is OutputFormat.json:
+        print_json({**result.to_dict(), **more, "out": None if out is None else str(out)})
+    else:
+        show(result, out)
+    if fail_on_leak and result.leaked:
+        raise RefusedError(f"{result.name}: {result.verdict}", hint="--fail-on-leak asked for this exit code")
+
+
+def show(result: AttackResult, out: Path | None) -> None:
+    """A verdict, its numbers beside those of an attacker without the release, cost and assumptions."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, soft_wrap=True)
+    colour = {True: "red", False: "green", None: "yellow"}[result.leaked]
+    console.print(f"[bold {colour}]{'LEAKS' if result.leaked else 'verdict'}[/] ", end="")
+    console.print(result.verdict or result.name, markup=False)
+    numbers = Table("measure", "attack", "95 % interval", "without the release", box=None)
+    for name, value in result.metrics.items():
+        low_high = result.intervals.get(name)
+        interval = "" if low_high is None else f"{low_high[0]:.3f} to {low_high[1]:.3f}"
+        baseline = result.baselines.get(name)
+        numbers.add_row(
+            name.replace("_", " "), f"{value:.4g}", interval, "" if baseline is None else f"{baseline:.4g}"
+        )
+    console.print(numbers)
+    for name, text in result.checks.items():
+        console.print(f"{name} check: {text}", markup=False)
+    console.print("assumed:", markup=False)
+    for line in result.assumptions:
+        console.print(f"  - {line}", markup=False)
+    cost = f"cost: {result.cpu_seconds:.1f} processor seconds"
+    if result.wall_seconds:
+        cost += f", {result.wall_seconds:.1f} s in all"
+    if result.peak_bytes:
+        cost += f", {result.peak_bytes / 1e6:,.0f} MB"
+    console.print(cost, markup=False)
+    if out is not None:
+        console.print(f"written to {out}", markup=False)

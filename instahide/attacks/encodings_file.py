@@ -1,0 +1,217 @@
+"""Released encodings from anybody: a folder of ours, or arrays in ``.npz`` / ``.npy`` files.
+
+Axes: N encodings, K classes, C channels, H rows, W columns.
+
+    encoded/            a folder that ``instahide encode`` wrote; its manifest names the law
+    FILE.npz            ``encodings`` (N, C, H, W) or (N, H, W, C) float; ``labels`` (N, K), optional
+    FILE.npy            encodings; labels in a second file
+
+Labels are soft: not negative, and they need not sum to one (the published code leaves the private part of
+the coefficients in them). Files are somebody else's: sizes are checked before memory is taken, objects are
+never unpickled, and what does not fit is refused by name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..encoder_config import EncoderConfig
+from ..errors import InvalidInputError
+from ..images import ImageSet
+from ..readers.limits import MIB, Limits, display_name, reading
+from ..readers.npy_format import list_members, read_member, read_npy
+
+ENCODING_NAMES = ("encodings", "encoding", "encrypted", "images", "x")
+LABEL_NAMES = ("labels", "label", "y")
+MAX_BYTES = 2048 * MIB
+"""Of float32 encodings held in memory: 175,000 of 32×32×3. Larger releases are attacked in parts."""
+
+
+@dataclass(frozen=True, eq=False)
+class Release:
+    """N encodings as somebody received them.
+
+    Args:
+        images: (N, C, H, W) float32, as released.
+        labels: (N, K) float32, or ``None`` where labels were withheld.
+        config: the public law, if the release says it.
+        scheme: ``"inside"`` or ``"cross"``, if the release says it.
+        source: the name shown to people.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor | None
+    config: EncoderConfig | None
+    scheme: str | None
+    source: str
+
+    def __len__(self) -> int:
+        return int(self.images.shape[0])
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        channels, height, width = self.images.shape[1:]
+        return int(channels), int(height), int(width)
+
+
+def read_release(path: Path, *, labels: Path | None = None, at_least: int = 1) -> Release:
+    """Read and check a release.
+
+    Args:
+        labels: a ``.npy`` with (N, K) labels, where they are in a file of their own.
+        at_least: encodings the attack needs.
+
+    Raises:
+        InvalidInputError: not encodings, wrong rank, NaN, labels that do not fit, or too few.
+        IntegrityError: a damaged file.
+        RefusedError: more than 2 GiB of encodings.
+    """
+    if not path.exists():
+        raise InvalidInputError(f"{path} is not there", hint="give a folder of encodings, an .npz or an .npy")
+    if path.is_dir():
+        release = _read_folder(path)
+    else:
+        images, found = _read_arrays(path)
+        if labels is not None:
+            found = _read_npy(labels)
+        release = Release(
+            check_encodings(images, path.name),
+            None if found is None else check_labels(found, len(images)),
+            None,
+            None,
+            path.name,
+        )
+    if len(release) < at_least:
+        raise InvalidInputError(
+            f"{release.source} holds {len(release)} encodings, and this attack needs {at_least}",
+            hint="give the whole release",
+        )
+    return release
+
+
+def read_public_images(path: Path, shape: tuple[int, int, int]) -> ImageSet:
+    """Public images of the encodings' shape from anything the readers understand (``x`` uint8 in an npz)."""
+    from ..readers import load_images
+
+    C, H, W = shape
+    images = load_images(path, image_size=H if H == W else None, channels=C)
+    if images.image_shape != shape:
+        raise InvalidInputError(
+            f"public images are {images.image_shape}, the encodings {shape} (C, H, W)",
+            hint="resize them to the encodings' shape",
+        )
+    return ImageSet(images.images)
+
+
+def check_encodings(images: NDArray[Any], source: str = "the file") -> torch.Tensor:
+    """``images`` as a float32 (N, C, H, W) tensor.
+
+    Raises:
+        InvalidInputError: not floating point, not of rank 4, no 1 or 3 channels, or not all numbers.
+    """
+    if images.ndim != 4 or 0 in images.shape:
+        raise InvalidInputError(
+            f"encodings in {source} have shape {images.shape}", hint="give (N, C, H, W) or (N, H, W, C)"
+        )
+    if images.dtype.kind != "f":
+        raise InvalidInputError(
+            f"encodings in {source} are {images.dtype}, not floating point",
+            hint="encodings have signs: give float values, as released, in about [-1, 1]",
+        )
+    if images.shape[1] not in (1, 3):
+        if images.shape[3] not in (1, 3):
+            raise InvalidInputError(
+                f"encodings of shape {images.shape} have neither 1 nor 3 channels",
+                hint="give (N, C, H, W) or (N, H, W, C) with C 1 or 3",
+            )
+        images = np.moveaxis(images, 3, 1)
+    values = np.ascontiguousarray(images, dtype=np.float32)
+    bad = np.flatnonzero(~np.isfinite(values).all(axis=(1, 2, 3)))
+    if bad.size:
+        raise InvalidInputError(
+            f"encoding {bad[0]} of {source} holds NaN or infinity ({bad.size} of {len(values)} do)",
+            hint="was the file cut, or written by a run that failed?",
+        )
+    return torch.from_numpy(values)
+
+
+def check_labels(labels: NDArray[Any], count: int) -> torch.Tensor:
+    """``labels`` as a float32 (N, K) tensor of soft labels.
+
+    Raises:
+        InvalidInputError: another rank, another number of rows, a single class, negative or not numbers.
+    """
+    if labels.ndim != 2 or len(labels) != count or labels.shape[1] < 2:
+        raise InvalidInputError(
+            f"labels have shape {labels.shape} for {count} encodings",
+            hint="give soft labels (N, K), one row an encoding and K >= 2 classes; or attack without labels",
+        )
+    values = np.ascontiguousarray(labels, dtype=np.float32)
+    if not np.isfinite(values).all() or (values < 0).any() or (values.sum(axis=1) <= 0).any():
+        row = int(
+            np.flatnonzero(~(np.isfinite(values).all(1) & (values >= 0).all(1) & (values.sum(1) > 0)))[0]
+        )
+        raise InvalidInputError(
+            f"label row {row} is no soft label: {np.round(values[row][:8], 3).tolist()}",
+            hint="weights must be numbers, not negative, and not all zero",
+        )
+    return torch.from_numpy(values)
+
+
+def _read_folder(path: Path) -> Release:
+    from ..storage import EncodedFolder
+
+    folder = EncodedFolder(path)
+    manifest = folder.manifest
+    _check_size(manifest.num_images * int(np.prod(manifest.image_shape)) * 4, path.name)
+    shards = list(folder.shards())
+    first = shards[0]
+    return Release(
+        torch.cat([shard.images for shard in shards]),
+        torch.cat([shard.labels for shard in shards]),
+        first.config,
+        first.scheme,
+        path.name,
+    )
+
+
+def _read_arrays(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    if path.suffix == ".npy":
+        return _read_npy(path), None
+    limits = Limits(max_decoded_bytes=2 * MAX_BYTES)
+    with reading(path, "an .npz file"):
+        members = list_members(path)
+        images = next((members[name] for name in ENCODING_NAMES if name in members), None)
+        if images is None:
+            shown = ", ".join(display_name(name) for name in sorted(members)[:12]) or "nothing"
+            raise InvalidInputError(
+                f"{display_name(path.name)} has no array named encodings; it holds {shown}",
+                hint="numpy.savez(FILE, encodings=..., labels=...)",
+            )
+        labels = next((members[name] for name in LABEL_NAMES if name in members), None)
+        array = read_member(path, images, limits)
+        _check_size(array.size * 4, path.name)
+        return array, None if labels is None else read_member(path, labels, limits)
+
+
+def _read_npy(path: Path) -> NDArray[Any]:
+    with reading(path, "an .npy file"):
+        array = read_npy(path, Limits(max_decoded_bytes=2 * MAX_BYTES))
+    _check_size(array.size * 4, path.name)
+    return array
+
+
+def _check_size(num_bytes: int, source: str) -> None:
+    if num_bytes > MAX_BYTES:
+        raise InvalidInputError(
+            f"{source} holds {num_bytes / MIB:,.0f} MiB of encodings, more than the {MAX_BYTES // MIB:,} MiB "
+            "an attack keeps in memory",
+            hint="attack a part of the release: a larger one only leaks more",
+        )
