@@ -110,6 +110,29 @@ def read_public_images(path: Path, shape: tuple[int, int, int]) -> ImageSet:
     return ImageSet(images.images)
 
 
+def read_array(path: Path, names: tuple[str, ...]) -> NDArray[Any]:
+    """The first array of an ``.npz`` that has one of ``names``, or the array of an ``.npy``.
+
+    Raises:
+        InvalidInputError: no such file or array.
+        IntegrityError: a damaged file, or pickled objects.
+    """
+    if not path.is_file():
+        raise InvalidInputError(f"{path} is not a file", hint=f"give an .npz with {names[0]}")
+    if path.suffix == ".npy":
+        return _read_npy(path)
+    with reading(path, "an .npz file"):
+        members = list_members(path)
+        found = next((members[name] for name in names if name in members), None)
+        if found is None:
+            shown = ", ".join(display_name(name) for name in sorted(members)[:12]) or "nothing"
+            raise InvalidInputError(
+                f"{display_name(path.name)} has no array named {names[0]}; it holds {shown}",
+                hint=f"numpy.savez(FILE, {names[0]}=...)",
+            )
+        return read_member(path, found, Limits(max_decoded_bytes=2 * MAX_BYTES))
+
+
 def check_encodings(images: NDArray[Any], source: str = "the file") -> torch.Tensor:
     """``images`` as a float32 (N, C, H, W) tensor.
 

@@ -1,8 +1,9 @@
 """The report of an audit: one self-contained page for people, one JSON file for programs.
 
 A privacy officer reads the first table and the verdicts; a researcher the figures, intervals, curves,
-checks and assumptions below each. Every threat model of the catalogue is named, and one that nothing was run for says
-so: an attack that was not tried is not an attack that failed. A figure is a lower bound on what leaks.
+checks and assumptions below each. Every threat model of the catalogue is named, and one that nothing was
+run for says so: an attack that was not tried is not an attack that failed. A figure is a lower bound on
+what leaks.
 """
 
 from __future__ import annotations
@@ -70,9 +71,9 @@ def render(results: Sequence[StoredResult]) -> str:
         ),
         heading("What this report does not say"),
         paragraph(
-            "Attacks that were not run, attackers with more knowledge than assumed, and attacks not yet found "
-            "are outside of it. An attack that finds nothing means something only where its power check passed: "
-            "planted canaries of the same kind were found."
+            "Attacks that were not run, attackers with more knowledge than assumed, and attacks not yet "
+            "found are outside of it. An attack that finds nothing means something only where its power "
+            "check passed: planted canaries of the same kind were found."
         ),
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from . import listing, membership, report
+from . import challenge, listing, membership, report
 
 app = typer.Typer(help="Attack encodings and updates; report what leaks.", no_args_is_help=True)
 run_app = typer.Typer(help="Run one attack.", no_args_is_help=True)
@@ -21,6 +21,7 @@ def run() -> None:
 
 
 app.add_typer(run_app, name="run")
+app.add_typer(challenge.app, name="challenge")
 app.command("list")(listing.list_attacks)
 app.command("report")(report.report)
 run_app.command("membership")(membership.membership)
