@@ -16,7 +16,10 @@ uses that match; letting each metric choose its own best match flatters all of t
 * **Gradient similarity** (Xue et al. 2014): mean over pixels of (2·g·g' + c)/(g² + g'² + c) of the
   gradient magnitudes (Prewitt): edges count, brightness does not.
 * **Identification rate**: share of the originals whose recovered image correlates with its own original
-  more than with any other original and any decoy. More decoys can only lower it.
+  more than with any other original and any decoy. More decoys can only lower it. As the match was made
+  with the truth, answers without any content are "identified" more often than 1/n; ``identification_chance``
+  is the rate of the same answers turned over and shifted by half their size, which keeps their statistics
+  and takes their content.
 
 A score is a mean over *all n originals*; one that no recovered image was matched to counts as SSIM 0.
 No recovered image is flipped, stretched or filtered here: the global sign, which encodings do not
@@ -38,7 +41,7 @@ from ..errors import InvalidInputError
 DATA_RANGE = 2.0
 WINDOW = 7
 _GRADIENT_CONSTANT = 170.0 * (DATA_RANGE / 255.0) ** 2  # Xue et al. for an 8-bit range, squared units
-_PAIRS_AT_A_TIME = 512
+_VALUES_AT_A_TIME = 1 << 18
 _BOOTSTRAPS = 2000
 
 Images = NDArray[np.float32]
@@ -64,6 +67,7 @@ class RecoveryScore:
     mean_signed_ssim: float
     gradient_similarity: float
     identification_rate: float
+    identification_chance: float
     share_above_0_7: float
     mean_ssim_interval: tuple[float, float]
 
@@ -106,6 +110,7 @@ def score_recovery(
         mean_signed_ssim=float(np.where(found, signed_ssim(answer, originals), 0.0).mean()),
         gradient_similarity=float(np.where(found, gradient_similarity(answer, originals), 0.0).mean()),
         identification_rate=float((found & _identified(answer, originals, decoys)).mean()),
+        identification_chance=_identification_chance(recovered, originals, decoys),
         share_above_0_7=float((similarity > 0.7).mean()),
         mean_ssim_interval=bootstrap_interval(similarity),
     )
@@ -129,22 +134,23 @@ def ssim(first: NDArray[np.floating], second: NDArray[np.floating]) -> NDArray[n
 def signed_ssim(first: NDArray[np.floating], second: NDArray[np.floating]) -> NDArray[np.float64]:
     """(B,) the SSIM formula on the values as they are, for a data range of 2. Blind to a flipped sign."""
     x, y = _as_double(first), _as_double(second)
-    return np.asarray(_ssim(_moments(x), _moments(y), _means(x * y)))
+    return np.asarray(_local_ssim(_moments(x), _moments(y), _means(x * y)).flatten(1).mean(1))
 
 
 def ssim_matrix(first: NDArray[np.floating], second: NDArray[np.floating]) -> NDArray[np.float64]:
     """(A, B) SSIM of every image of ``first`` with every image of ``second``."""
     x, y = _as_double(first) + 1, _as_double(second) + 1
-    of_x, of_y = _moments(x), _moments(y)
-    table = np.empty((len(x), len(y)))
-    size = max(1, _PAIRS_AT_A_TIME // max(1, len(y)))
-    for start in range(0, len(x), size):
+    of_x, of_y = ([part.flatten(1).T for part in _moments(images)] for images in (x, y))
+    patches_x, patches_y = _patches(x), _patches(y)
+    table = torch.zeros((len(x), len(y)), dtype=torch.float64)
+    size = max(1, _VALUES_AT_A_TIME // (len(x) * len(y)))
+    for start in range(0, len(patches_x), size):
         block = slice(start, start + size)
-        crossed = _means((x[block, None] * y[None]).flatten(0, 1)).unflatten(0, (-1, len(y)))
-        left = tuple(part[block, None] for part in of_x)
-        right = tuple(part[None] for part in of_y)
-        table[block] = _ssim(left, right, crossed).numpy()
-    return table
+        crossed = patches_x[block] @ patches_y[block].mT / patches_x.shape[2]
+        left = tuple(part[block, :, None] for part in of_x)
+        right = tuple(part[block, None, :] for part in of_y)
+        table += _local_ssim(left, right, crossed).sum(0)
+    return np.asarray(table / len(patches_x))
 
 
 def psnr(first: NDArray[np.floating], second: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -186,6 +192,13 @@ def bootstrap_interval(values: NDArray[np.float64], *, seed: int = 0) -> tuple[f
     return float(low), float(high)
 
 
+def _identification_chance(recovered: Images, originals: Images, decoys: Images | None) -> float:
+    empty = np.roll(recovered[..., ::-1], (recovered.shape[2] // 2, recovered.shape[3] // 2), axis=(2, 3))
+    matched = match(ssim_matrix(originals, empty))
+    answer = np.where((matched >= 0)[:, None, None, None], empty[np.maximum(matched, 0)], np.float32(0.0))
+    return float(((matched >= 0) & _identified(answer, originals, decoys)).mean())
+
+
 def _identified(answer: Images, originals: Images, decoys: Images | None) -> NDArray[np.bool_]:
     """Whether each answer correlates most with its own original."""
     others = originals if decoys is None else np.concatenate([originals, _checked("decoys", decoys)])
@@ -218,15 +231,23 @@ def _moments(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Te
     return mean, variance, torch.tensor(size / (size - 1), dtype=torch.float64).expand_as(mean)
 
 
-def _ssim(x: tuple[torch.Tensor, ...], y: tuple[torch.Tensor, ...], crossed: torch.Tensor) -> torch.Tensor:
+def _patches(images: torch.Tensor) -> torch.Tensor:
+    """(windows, images, values of a window): every window of every channel."""
+    window = _window(*images.shape[-2:])
+    parts = images.unfold(2, window, 1).unfold(3, window, 1)
+    return parts.permute(1, 2, 3, 0, 4, 5).reshape(-1, len(images), window * window)
+
+
+def _local_ssim(
+    x: tuple[torch.Tensor, ...], y: tuple[torch.Tensor, ...], crossed: torch.Tensor
+) -> torch.Tensor:
     c1, c2 = (0.01 * DATA_RANGE) ** 2, (0.03 * DATA_RANGE) ** 2
     mean_x, variance_x, unbiased = x
     mean_y, variance_y, _ = y
     covariance = (crossed - mean_x * mean_y) * unbiased
-    local = ((2 * mean_x * mean_y + c1) * (2 * covariance + c2)) / (
+    return ((2 * mean_x * mean_y + c1) * (2 * covariance + c2)) / (
         (mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2)
     )
-    return local.flatten(-3).mean(-1)
 
 
 def _gradient_magnitude(images: torch.Tensor) -> torch.Tensor:

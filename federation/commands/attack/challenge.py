@@ -110,7 +110,8 @@ def score(
         f"mean SSIM {result['mean_ssim']:.3f} ({low:.3f} to {high:.3f}), PSNR {result['mean_psnr']:.1f} dB"
     )
     typer.echo(
-        f"identified {result['identification_rate']:.0%}, above SSIM 0.7 {result['share_above_0_7']:.0%}"
+        f"identified {result['identification_rate']:.0%} (by chance {result['identification_chance']:.0%}), "
+        f"above SSIM 0.7 {result['share_above_0_7']:.0%}"
     )
     both = result["leaderboard_2020"]
     typer.echo(

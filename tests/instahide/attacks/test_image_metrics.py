@@ -93,6 +93,17 @@ def test_a_flipped_recovery_is_a_failure_though_the_formula_on_signed_values_can
     assert signed_ssim(-originals, originals).mean() > 0.7
 
 
+def test_noise_is_identified_no_more_often_than_the_chance_that_is_reported() -> None:
+    originals = smooth(60)
+    noise = np.random.default_rng(5).uniform(-1, 1, originals.shape)
+    score = score_recovery(noise, originals)
+    # Both are rates over 60 images near 0.2 (the match picks favourable pairs): sd 0.052 each, 0.073 of the
+    # difference; five of them.
+    assert abs(score.identification_rate - score.identification_chance) < 0.37
+    assert score.identification_chance > 1 / 60
+    assert score_recovery(originals, originals).identification_chance < 0.5
+
+
 def test_answering_only_the_easy_ones_costs_the_others() -> None:
     originals = smooth(8)
     score = score_recovery(originals[:2], originals)
