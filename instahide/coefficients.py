@@ -7,6 +7,7 @@ n standard normal; a row is drawn again until max λ ≤ c1 (``max_coefficient``
 pool, the private part Σ_{j < num_private} λ_j ≥ c2 (``min_private_sum``).
 dirichlet: Dirichlet(1, ..., 1), uniform on the simplex, with the same bounds. (Not the law of the
 paper's code; GradAttack uses a Dirichlet(3, 1, 1, 1).)
+equal: 1/k each, nothing drawn.
 
 On a grid g (hardened: 64) an accepted row is rounded to multiples of 1/g that sum to exactly 1, by
 largest remainders; rows whose rounding breaks a bound or loses the own image are drawn again.
@@ -43,8 +44,8 @@ def draw_coefficients(
         RefusedError: the bounds accept so few draws that they cannot be met in practice.
     """
     k = config.num_mixed
-    if k == 1:
-        return np.ones((count, 1))
+    if k == 1 or config.coefficient_law == "equal":
+        return np.full((count, k), 1.0 / k)
     rows = np.empty((count, k))
     done = 0
     for _ in range(_MAX_ROUNDS):

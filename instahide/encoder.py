@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from .coefficients import draw_coefficients, mix_labels
+from .dp_encoding import clipped_weights, norm_factors, with_noisy_images, with_noisy_labels
 from .encoded_dataset import EncodedDataset
 from .encoder_config import EncoderConfig
 from .errors import InvalidInputError
@@ -37,7 +38,7 @@ from .mixing_kernel import (
     with_whole_images,
 )
 from .partners import draw_private_partners, draw_public_sources
-from .randomness import Randomness
+from .randomness import Keystream, Randomness
 from .sign_mask import draw_sign_bits
 from .texture_filter import textured_rows
 
@@ -87,6 +88,7 @@ class Encoder:
         self.config = replace(config, num_private=config.num_mixed) if public is None else config
         check_private(self.config, private)
         self._private = replace(private, images=with_whole_images(private.images))
+        self._norm_factors = norm_factors(self._private.images, self.config)
         self._public = (
             None if public is None else _Pool(public, usable_public_rows(self.config, private, public))
         )
@@ -140,10 +142,15 @@ class Encoder:
         coefficients of the same law and a fresh sign mask. The query takes the largest of its k
         coefficients, as the answer must be about the query. Averaging answers over views helps the
         user, and averaging views helps an attacker as much.
+
+        In ``dp`` mode the noise is added here too, and without a public pool the others are further
+        queries: private images stay out of it, as their releases could not be counted. Each view is
+        one more release of the query.
         """
         check_same_shape("queries", images, self._private)
         _check_count("num_views", num_views, 1)
-        others = self._public or _Pool(self._private, np.arange(len(self._private)))
+        others = self._public or self._companions(images)
+        factors = norm_factors(images.images, self.config)
         queries = np.arange(len(images))[:, None]
         views = torch.empty((num_views, len(images), *images.image_shape), device=self._device)
         for view in views:
@@ -151,8 +158,15 @@ class Encoder:
             coefficients = -np.sort(-draws.coefficients(len(images), None), axis=1)
             mixed_in = others.rows[draws.public(len(others.rows), len(images), self.config.num_mixed - 1)]
             sources = [Sources(images.images, queries), Sources(others.images, mixed_in)]
-            self._mix(draws, sources, coefficients, view)
+            clipped = queries if self._public is not None else np.concatenate([queries, mixed_in], axis=1)
+            self._mix(draws, sources, clipped_weights(coefficients, factors, clipped), view)
         return views
+
+    def _companions(self, queries: ImageSet) -> _Pool:
+        """What a query is mixed with where there is no public pool."""
+        if not self.config.has_noise:
+            return _Pool(self._private, np.arange(len(self._private)))
+        return _Pool(queries, np.resize(np.arange(len(queries)), max(len(queries), self.config.num_mixed)))
 
     def _batches(self, batch_size: int, start: int) -> Iterator[EncodedDataset]:
         for batch in self._recorded_batches(batch_size, start):
@@ -171,9 +185,11 @@ class Encoder:
             coefficients = draws.coefficients(len(own), self._num_bounded)
             images = new_output((len(own), *private.image_shape), self._device)
             sources = self._sources(draws, rows)
-            self._mix(draws, sources, coefficients, images)
+            self._mix(draws, sources, clipped_weights(coefficients, self._norm_factors, rows), images)
             weights_of_private = coefficients[:, : config.num_private]
             labels = mix_labels(private.labels[rows], weights_of_private, private.num_classes, config)
+            if config.has_noise:
+                labels = with_noisy_labels(draws.noise, labels, config)
             encoded = EncodedDataset(
                 images, labels.to(self._device), private.class_names, config, self.scheme
             )
@@ -188,7 +204,7 @@ class Encoder:
         return [private, Sources(self._public.images, self._public.rows[drawn])]
 
     def _mix(
-        self, draws: Draws, sources: list[Sources], coefficients: NDArray[np.float64], out: torch.Tensor
+        self, draws: Draws, sources: list[Sources], weights: NDArray[np.float64], out: torch.Tensor
     ) -> None:
         """Fill ``out``, a few megabytes at a time so that the key stream is used while in the caches."""
         d = int(np.prod(out.shape[1:]))
@@ -201,18 +217,20 @@ class Encoder:
             rows = slice(first, min(first + chunk, len(out)))
             recipe = Recipe(
                 [Sources(part.images, part.indices[rows]) for part in sources],
-                (coefficients[rows] * scale).astype(np.float32),
+                (weights[rows] * scale).astype(np.float32),
                 255.0 * scale,
                 draws.sign_bits(rows.stop - rows.start, d),
                 draws.dither(rows.stop - rows.start, d),
-                self.config.quantization_levels,
+                self.config.mixing_levels,
             )
             if self._gpu is not None:
                 self._gpu.mix(recipe, flat[rows])
-                continue
-            mix_records(recipe, flat[rows], streaming=streaming)
-            for part in sources:
-                release_pages(part.images)
+            else:
+                mix_records(recipe, flat[rows], streaming=streaming)
+                for part in sources:
+                    release_pages(part.images)
+            if self.config.has_noise:
+                flat[rows] = with_noisy_images(draws.noise, flat[rows], weights[rows], self.config)
 
     def _gpu_mixer(self) -> GpuMixer | None:
         if self._device.type == "cpu":
@@ -256,6 +274,13 @@ class Draws:
         self._partners, self._coefficients, self._signs, self._dither = (
             randomness.stream(purpose) for purpose in ("partners", "coefficients", "signs", "dither")
         )
+        self._noise = randomness.stream("noise") if config.has_noise else None
+
+    @property
+    def noise(self) -> Keystream:
+        """Of the modes that add noise; refused to the others, whose law has none."""
+        assert self._noise is not None
+        return self._noise
 
     def partners(self, num_images: int) -> NDArray[np.int64]:
         return draw_private_partners(self._partners, num_images, self._config.num_private - 1)
@@ -270,7 +295,7 @@ class Draws:
         return draw_sign_bits(self._signs, count, d) if self._config.has_sign_mask else None
 
     def dither(self, count: int, d: int) -> NDArray[np.uint8] | None:
-        return None if self._config.quantization_bits is None else self._dither.read_records(count, d)
+        return None if self._config.mixing_levels is None else self._dither.read_records(count, d)
 
 
 def check_private(config: EncoderConfig, private: ImageSet) -> None:
@@ -284,7 +309,8 @@ def check_private(config: EncoderConfig, private: ImageSet) -> None:
             f"{config.num_private} different private images are mixed but there are only {len(private)}",
             hint="lower num_mixed or num_private, or add images",
         )
-    _check_not_constant(private.images)
+    if not config.has_noise:  # noise covers blank images as it covers any other
+        _check_not_constant(private.images)
     d = int(np.prod(private.image_shape))
     if config.has_sign_mask and d < MIN_MASK_BITS:
         warnings.warn(

@@ -55,6 +55,18 @@ ENCODERS: dict[str, MakeEncoder] = {
     "sixteen-images-cross": _maker("cross", num_mixed=16, num_private=7),
     "one-private": _maker("cross", num_mixed=3, num_private=1),
     "compat-four-bits": _maker("cross", mode="compat", quantization_bits=4),
+    "dp-gaussian": _maker(
+        "inside", mode="dp", noise_law="gaussian", noise_scale=0.3, label_noise_scale=0.2, output_range=3.0
+    ),
+    "dp-laplace-equal": _maker(
+        "cross",
+        mode="dp",
+        noise_law="laplace",
+        noise_scale=0.2,
+        label_noise_scale=0.2,
+        coefficient_law="equal",
+        output_range=5.0,
+    ),
 }
 
 
@@ -168,6 +180,9 @@ def check_encodings_equal_the_law_in_float64(make: MakeEncoder) -> None:
         recipes = recorded_recipes(patch)
         encoded = encoder.encode_epoch().images.flatten(1).double().numpy()
     expected = np.concatenate([brute_force_encodings(recipe) for recipe in recipes])
+    if encoder.config.has_noise:
+        noise_must_lie_on_the_mixed_image(encoder.config, encoded - expected / encoder.config.output_range)
+        return
     if encoder.config.quantization_levels is None:
         # float32: k roundings of sums up to 255, each 2^-24 relative, and a division: far below 3e-6.
         np.testing.assert_allclose(encoded, expected, atol=3e-6, rtol=0)
@@ -176,6 +191,14 @@ def check_encodings_equal_the_law_in_float64(make: MakeEncoder) -> None:
     off = np.abs(encoded - expected) * encoder.config.quantization_levels
     assert off.max() < 1.0 + 1e-6
     assert (off > 1e-4).mean() < 1e-3
+
+
+def noise_must_lie_on_the_mixed_image(config: EncoderConfig, residual: np.ndarray) -> None:
+    """Mean 0 and the law's standard deviation: 7,680 values, so within 6 of their own standard deviations
+    (0.011 of sd; for the sd itself 0.8 % under Gaussian, 1.3 % under Laplace noise)."""
+    sd = config.noise_scale * (2**0.5 if config.noise_law == "laplace" else 1.0) / config.output_range
+    assert abs(residual.mean()) < 6 * sd / residual.size**0.5
+    assert abs(residual.std() / sd - 1) < 0.08
 
 
 def brute_force_encodings(recipe: Recipe) -> np.ndarray:

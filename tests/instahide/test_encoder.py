@@ -47,7 +47,7 @@ def test_the_default_is_hardened_and_quantised() -> None:
     ("values", "named"),
     [
         ({"mode": "secure"}, "mode is 'secure'"),
-        ({"mode": "dp"}, "mode is 'dp'"),
+        ({"mode": "dp"}, "noise_law is 'none'"),
         ({"coefficient_law": "uniform"}, "coefficient_law is 'uniform'"),
         ({"num_mixed": 0}, "num_mixed is 0"),
         ({"num_mixed": 17}, "num_mixed is 17"),
