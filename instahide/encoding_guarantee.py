@@ -44,7 +44,7 @@ from .privacy_curves import bisect, check_delta, gaussian_epsilon, laplace_epsil
 
 ADJACENCIES = ("replace-one", "zero-out")
 MIXING_ERROR = 5e-6
-"""Two float32 mixing passes of up to 16 sources differ from exact arithmetic by less, together, in any value."""
+"""Two float32 mixing passes of up to 16 sources are together off by less, in any value."""
 MOST_EPSILON = 40.0
 """Beyond it e^ε times the sampler's error is no longer small against δ; ε is reported as infinite."""
 

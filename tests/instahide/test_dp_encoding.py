@@ -89,7 +89,7 @@ def test_a_shortened_image_is_released_around_its_shortened_self() -> None:
 
 
 def test_projection_is_the_nearest_point_of_the_simplex() -> None:
-    """Optimality (Karush, Kuhn and Tucker): all kept entries moved by one number, none dropped lay above it."""
+    """Karush, Kuhn and Tucker: all kept entries moved by one number, none dropped lay above it."""
     rows = np.random.default_rng(1).normal(size=(200, 6))
     nearest = nearest_on_simplex(rows)
     np.testing.assert_allclose(nearest.sum(axis=1), 1.0, atol=1e-12)
