@@ -14,13 +14,16 @@ What an attack gets is :meth:`Replica.view`; the truth goes to the scoring funct
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..augmentation import augment_batch
 from ..encoded_dataset import EncodedDataset
 from ..encoder import Encoder
 from ..encoder_config import EncoderConfig
@@ -83,17 +86,29 @@ class Replica:
 
 
 def make_replica(
-    private: ImageSet, *, public: ImageSet | None, config: EncoderConfig, releases: int
+    private: ImageSet,
+    *,
+    public: ImageSet | None,
+    config: EncoderConfig,
+    releases: int,
+    augment: bool = False,
 ) -> Replica:
     """Encode ``private`` ``releases`` times with fresh secrets, and remember what went in.
+
+    Args:
+        augment: crop and mirror every private image at random before each encoding, as a training run
+            may; the truth keeps the images as they were.
 
     Raises:
         InvalidInputError: fewer than one release, or data the law cannot be applied to.
     """
     if releases < 1:
         raise InvalidInputError(f"releases is {releases}", hint="use 1 or more")
-    encoder = Encoder(config, private=private, public=public)
-    epochs = [batch for _ in range(releases) for batch in encoder._recorded_batches(len(private), 0)]
+    epochs = [
+        batch
+        for images in _as_released(private, releases, augment)
+        for batch in Encoder(config, private=images, public=public)._recorded_batches(len(private), 0)
+    ]
     order = Randomness().stream("partners").permutation(releases * len(private))
     first = epochs[0].encoded
     encoded = EncodedDataset(
@@ -113,6 +128,19 @@ def make_replica(
         public_rows,
     )
     return Replica(encoded, public, releases, truth)
+
+
+def _as_released(private: ImageSet, releases: int, augment: bool) -> Iterator[ImageSet]:
+    generator = torch.Generator()
+    generator.manual_seed(secrets.randbits(63))
+    for _ in range(releases):
+        if not augment:
+            yield private
+            continue
+        # The crop's border is 0 in [-1, 1], the grey of pixel 127.5; 128 is the nearest.
+        shifted = torch.from_numpy(private.images.astype(np.int16) - 128)
+        pixels = (augment_batch(shifted, generator=generator) + 128).to(torch.uint8).numpy()
+        yield replace(private, images=pixels)
 
 
 def save_arrays(replica: Replica, folder: Path) -> None:

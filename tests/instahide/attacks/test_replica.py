@@ -63,6 +63,27 @@ def test_arrays_on_disk_follow_the_contract_of_the_attacks(tmp_path: Path) -> No
         assert file["x"].dtype == np.uint8
 
 
+def test_augmented_releases_hold_shifted_or_mirrored_images() -> None:
+    """At k = 1 an encoding is one image but for its signs: about as many of them mirrored as not."""
+    private = pictures(40, 0)
+    config = EncoderConfig(num_mixed=1, num_private=1, mode="compat")
+    replica = make_replica(private, public=None, config=config, releases=5, augment=True)
+    values = np.abs(private.images[replica.truth.private_rows[:, 0]].astype(np.float32) / 127.5 - 1)
+    seen = replica.encoded.images.abs().numpy()
+    centre = (slice(None), slice(None), slice(2, 10), slice(2, 10))
+    shifts = [
+        np.abs(np.roll(turned, (dy, dx), axis=(2, 3)) - seen)[centre].max(axis=(1, 2, 3))
+        for turned in (values, values[..., ::-1])
+        for dy in (-1, 0, 1)
+        for dx in (-1, 0, 1)
+    ]
+    best = np.argmin(shifts, axis=0)
+    assert np.min(shifts, axis=0).max() < 1e-5
+    # 200 fair coins: 100 ± 7.1; six standard deviations, chance 2e-9.
+    assert 57 < (best >= 9).sum() < 143
+    assert len(set(best.tolist())) > 12
+
+
 def test_no_release_is_no_replica() -> None:
     with pytest.raises(InvalidInputError, match="releases is 0"):
         make_replica(pictures(20, 0), public=None, config=EncoderConfig(), releases=0)
