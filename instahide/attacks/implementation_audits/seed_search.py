@@ -1,0 +1,413 @@
+"""Audit: were the coefficients, or the masks, drawn after seeding with a small number?
+
+Axes: S seeds tried together, N encodings, k sources, k_priv private ones, R rows replayed.
+
+``torch.manual_seed`` keeps 32 bits of a seed on the CPU (s and s + 2³² give the same draws), and so does
+``numpy.random.seed``: 2³² tries exhaust them whatever the user typed. One soft label is a checksum: with
+classes apart it shows the private coefficients, whose ratio min / max does not change with the label's
+normalisation. A seed is a candidate if the first row it draws that the law accepts has the ratio of
+*any* published label (encodings may be shuffled); it is confirmed by replaying R rows with the real
+generator and counting how many have a label of exactly these weights. Where labels lie on a coarse
+grid every seed is a candidate, and the count is taken row against row, in the file's order.
+
+The masks of ``torch.randint(2)`` give another check: known mask bits of the first encoding against the
+lowest bits of the first outputs.
+
+Both are searched many seeds at once (:mod:`.mersenne_twister`): numpy's 397 seeding steps cost 0.4 µs a
+seed and core, so 2³² seeds are half an hour of one core. Generators whose seeding or sampling is not
+re-written here (``default_rng``, Dirichlet draws) are replayed one by one.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ...encoder_config import EncoderConfig
+from ...errors import InvalidInputError
+from ..cost import Cost
+from ..view import AttackResult
+from .mask_recovery import KnownBits, background_bits
+from .mersenne_twister import MAX_FIRST_OUTPUTS, Words, first_outputs, first_outputs_of_python
+from .release import Release
+
+BLOCK_SEEDS = 1 << 14  # words of this many seeds fit the second-level cache
+REPLAYED_ROWS = 64
+FALSE_ALARM = 1e-12  # of one confirmation; 2³² candidates then give 0.004
+FIRST_ROWS = (
+    6  # rows tried while the law rejects a seed's draws: at k = 6 it rejects 44 %, six in a row 0.7 %
+)
+MASK_BITS = 64
+
+Floats = NDArray[np.float64]
+Progress = Callable[..., None]
+
+
+@dataclass(frozen=True, eq=False)
+class SeedLaw:
+    """How a seed becomes rows of k unnormalised coefficients.
+
+    Args:
+        name: the calls that draw them.
+        replay: (seed, rows, k) → (rows, k), by the real generator.
+        normals: (seeds, how many) → (how many, S) |normal| draws in their order, for many seeds at once;
+            ``None`` if only ``replay`` can be used.
+    """
+
+    name: str
+    replay: Callable[[int, int, int], Floats]
+    normals: Callable[[Words, int], Floats] | None = None
+
+
+def numpy_normals(seeds: Words, count: int) -> Floats:
+    """(count, S) of ``numpy.random.seed(s); numpy.random.normal(size=count)``: the polar method.
+
+    x₁, x₂ uniform on (−1, 1) until r² = x₁² + x₂² < 1; then f·x₂ and f·x₁ with f = √(−2 ln r² / r²).
+    """
+    return _polar(_doubles, seeds, count)
+
+
+def _polar(doubles: Callable[[Words, int], Floats], seeds: Words, count: int) -> Floats:
+    pairs = -(-count // 2)
+    tried = pairs + 3 + int(2 * math.sqrt(pairs))  # a pair is accepted with chance π/4
+    uniforms = 2.0 * doubles(seeds, 2 * tried) - 1.0
+    x1, x2 = uniforms[0::2], uniforms[1::2]
+    square = x1 * x1 + x2 * x2
+    accepted = (square < 1.0) & (square > 0.0)
+    place = np.cumsum(accepted, axis=0) - 1
+    out = np.full((2 * pairs, len(seeds)), np.nan)  # NaN where the tries ran out: decided by replay
+    take = accepted & (place < pairs)
+    _, columns = np.nonzero(take)
+    factor = np.sqrt(-2.0 * np.log(square[take]) / square[take])
+    out[2 * place[take], columns] = factor * x2[take]
+    out[2 * place[take] + 1, columns] = factor * x1[take]
+    return np.asarray(np.abs(out[:count]))
+
+
+def _doubles(seeds: Words, count: int) -> Floats:
+    """(count, S) numpy's 53-bit uniforms: (a·2²⁶ + b) / 2⁵³ from the top 27 and 26 bits of two words."""
+    words = first_outputs(seeds, 2 * count)
+    high = (words[0::2] >> np.uint32(5)).astype(np.float64)
+    return np.asarray((high * 67_108_864.0 + (words[1::2] >> np.uint32(6))) * 2.0**-53)
+
+
+def torch_normals(seeds: Words, count: int) -> Floats:
+    """(count, S) of ``torch.manual_seed(s); torch.randn(n, k)``, at least 16 values: Box-Muller by blocks.
+
+    Sixteen 24-bit uniforms u make √(−2 ln(1 − u_j))·cos 2πu_{j+8} and, in places 8..15, the sines.
+    """
+    words = first_outputs(seeds, -(-count // 16) * 16)
+    uniforms = (words & np.uint32(0xFFFFFF)).astype(np.float64) * 2.0**-24
+    blocks = uniforms.reshape(-1, 2, 8, len(seeds))
+    radius = np.sqrt(-2.0 * np.log1p(-blocks[:, 0]))
+    angle = 2.0 * np.pi * blocks[:, 1]
+    normals = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+    return np.asarray(np.abs(normals.reshape(-1, len(seeds))[:count]))
+
+
+def python_normals(seeds: Words, count: int) -> Floats:
+    """(count, S) of ``random.seed(s); random.gauss(0, 1)``: √(−2 ln(1 − v))·cos 2πu, then the sine."""
+    words = first_outputs_of_python(seeds, 4 * -(-count // 2))
+    high = (words[0::2] >> np.uint32(5)).astype(np.float64)
+    uniforms = (high * 67_108_864.0 + (words[1::2] >> np.uint32(6))) * 2.0**-53
+    angle, radius = 2.0 * np.pi * uniforms[0::2], np.sqrt(-2.0 * np.log1p(-uniforms[1::2]))
+    normals = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+    return np.asarray(np.abs(normals.reshape(-1, len(seeds))[:count]))
+
+
+def _replay_torch(seed: int, rows: int, k: int) -> Floats:
+    generator = torch.Generator().manual_seed(seed)
+    size = (max(rows, 16), k)
+    return np.asarray(np.abs(torch.randn(size, generator=generator).double().numpy())[:rows])
+
+
+def _replay_python(seed: int, rows: int, k: int) -> Floats:
+    draw = random.Random(seed).gauss  # noqa: S311  the broken generator is the point
+    rows_of_draws = [[abs(draw(0, 1)) for _ in range(k)] for _ in range(rows)]
+    return np.array(rows_of_draws, dtype=np.float64)
+
+
+SEED_LAWS: tuple[SeedLaw, ...] = (
+    SeedLaw(
+        "numpy.random.seed, normal",
+        lambda seed, rows, k: np.abs(np.random.RandomState(seed).normal(size=(rows, k))),
+        numpy_normals,
+    ),
+    SeedLaw("torch.manual_seed, randn", _replay_torch, torch_normals),
+    SeedLaw("random.seed, gauss", _replay_python, python_normals),
+    SeedLaw(
+        "numpy.random.default_rng, normal",
+        lambda seed, rows, k: np.abs(np.random.default_rng(seed).normal(size=(rows, k))),
+    ),
+    SeedLaw(
+        "numpy.random.seed, dirichlet",
+        lambda seed, rows, k: np.random.RandomState(seed).dirichlet(np.ones(k), size=rows),
+    ),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class LabelChecksum:
+    """What labels say about coefficients, whatever their normalisation and order of classes.
+
+    Args:
+        shares: (N, k_priv) private coefficients divided by their sum, ascending; NaN where classes
+            coincide.
+        config, num_private, bounded: the law; ``bounded``: ``min_private_sum`` applies.
+        tolerance: of a share.
+        in_order: row r of the file was drawn as row r.
+    """
+
+    shares: Floats
+    config: EncoderConfig
+    num_private: int
+    bounded: bool
+    tolerance: float
+    in_order: bool
+
+    @classmethod
+    def of(cls, release: Release, *, in_order: bool | None = None) -> LabelChecksum:
+        if release.labels is None:
+            raise InvalidInputError("the release has no labels", hint="search the masks instead")
+        labels = release.labels.astype(np.float64)
+        private = release.num_private
+        shares = (
+            np.sort(labels, axis=1)[:, -private:] if private <= labels.shape[1] else np.empty((0, private))
+        )
+        if len(shares) == 0 or private < 2:
+            raise InvalidInputError(
+                "labels do not show two coefficients of a row", hint="at least two private sources are needed"
+            )
+        apart = ((labels > 0).sum(axis=1) == private)[:, None]
+        shares = np.where(apart, shares / shares.sum(axis=1, keepdims=True).clip(1e-12), np.nan)
+        grid = release.config.coefficient_grid
+        tolerance = 3e-6 if grid is None else 1.01 / grid
+        in_order = release.in_data_order if in_order is None else in_order
+        return cls(shares, release.config, private, release.scheme == "cross", tolerance, in_order)
+
+    def targets(self, row: int) -> Floats:
+        """Sorted ratios min / max that the ``row``-th drawn row may show; empty: it shows nothing."""
+        rows = self.shares[row : row + 1] if self.in_order else self.shares
+        rows = rows[~np.isnan(rows[:, 0])]
+        return np.sort(rows[:, 0] / rows[:, -1])
+
+    def split(self, normals: Floats) -> tuple[Floats, NDArray[np.bool_]]:
+        """(S, k_priv) ascending shares of (k, S) unnormalised rows, and whether the law accepts them."""
+        total = normals.sum(axis=0)
+        private = normals[: self.num_private]
+        weight = private.sum(axis=0)
+        accepted = normals.max(axis=0) <= self.config.max_coefficient * total
+        if self.bounded:
+            accepted &= weight >= self.config.min_private_sum * total
+        return np.sort(private / weight, axis=0).T, accepted
+
+
+def search_seeds(
+    law: SeedLaw,
+    checksum: LabelChecksum,
+    seeds: range,
+    *,
+    max_seconds: float = math.inf,
+    progress: Progress | None = None,
+) -> tuple[int | None, int]:
+    """The first confirmed seed in ``seeds``, or ``None``; and how many were tried within the budget."""
+    started = time.process_time()
+    for first in range(seeds.start, seeds.stop, BLOCK_SEEDS):
+        block = range(first, min(first + BLOCK_SEEDS, seeds.stop))
+        for seed in _candidates(law, checksum, block):
+            if _is_confirmed(law, checksum, seed):
+                return seed, block.stop - seeds.start
+        if progress is not None:
+            progress(block.stop - seeds.start, len(seeds), law.name)
+        if time.process_time() - started > max_seconds:
+            return None, block.stop - seeds.start
+    return None, len(seeds)
+
+
+def _candidates(law: SeedLaw, checksum: LabelChecksum, block: range) -> list[int]:
+    """Seeds whose first accepted row that has a label to compare with fits it."""
+    active = np.arange(block.start, block.stop, dtype=np.int64)
+    hits: list[int] = []
+    k = checksum.config.num_mixed
+    for row in _informative_rows(checksum):
+        if not active.size:
+            break
+        shares, accepted = checksum.split(_row(law, active, row, k))
+        ratio, targets = shares[:, 0] / shares[:, -1], checksum.targets(row)
+        nearest = np.searchsorted(targets, ratio).clip(1, max(1, len(targets) - 1))
+        gap = np.minimum(
+            np.abs(targets[nearest - 1] - ratio), np.abs(targets[nearest % len(targets)] - ratio)
+        )
+        # A ratio of shares moves by at most tolerance·(1 + ratio) / max share ≤ 2·tolerance·k_priv.
+        fits = accepted & (gap <= 2 * checksum.num_private * checksum.tolerance) | np.isnan(ratio)
+        hits += active[fits].tolist()
+        active = active[~accepted & ~fits]
+    return hits
+
+
+def _informative_rows(checksum: LabelChecksum) -> list[int]:
+    return [row for row in range(min(24, len(checksum.shares))) if len(checksum.targets(row))][:FIRST_ROWS]
+
+
+def _row(law: SeedLaw, seeds: NDArray[np.int64], row: int, k: int) -> Floats:
+    """(k, S) unnormalised coefficients of one row."""
+    if law.normals is not None and 8 * (row + 1) * k <= MAX_FIRST_OUTPUTS:
+        return law.normals(seeds.astype(np.uint32), (row + 1) * k)[row * k :]
+    return np.stack([law.replay(int(seed), row + 1, k)[row] for seed in seeds], axis=1)
+
+
+def _is_confirmed(law: SeedLaw, checksum: LabelChecksum, seed: int) -> bool:
+    """Whether replayed rows have labels of their weights far more often than those of a wrong seed."""
+    from scipy.stats import binom
+
+    right, tried = _matches(law, checksum, seed)
+    wrong, wrong_tried = _matches(law, checksum, seed ^ 0x5A5A5A5A)
+    chance = (wrong + 1) / (wrong_tried + 2)
+    return bool(tried >= 8 and binom.sf(right - 1, tried, chance) < FALSE_ALARM)
+
+
+def _matches(law: SeedLaw, checksum: LabelChecksum, seed: int) -> tuple[int, int]:
+    rows = min(REPLAYED_ROWS, len(checksum.shares))
+    shares, accepted = checksum.split(law.replay(seed, rows, checksum.config.num_mixed).T)
+    if checksum.in_order:
+        near = np.abs(checksum.shares[:rows] - shares).max(axis=1) <= checksum.tolerance
+        usable = accepted & ~np.isnan(checksum.shares[:rows, 0])
+        return int((near & usable).sum()), int(usable.sum())
+    known = checksum.shares[~np.isnan(checksum.shares[:, 0])]
+    near = np.array([(np.abs(known - row).max(axis=1) <= checksum.tolerance).any() for row in shares])
+    return int((near & accepted).sum()), int(accepted.sum())
+
+
+def search_mask_seeds(
+    known: KnownBits,
+    seeds: range,
+    *,
+    output_bit: int = 0,
+    max_seconds: float = math.inf,
+    progress: Progress | None = None,
+) -> tuple[int | None, int]:
+    """The first seed whose outputs have the known mask bits, up to the groups' flips; how many were tried.
+
+    Only places before 227 are used, at most 64 of them; n of them (less one a group) let a wrong seed
+    pass with chance 2⁻ⁿ, so n must exceed the bits of the seeds by far.
+    """
+    places, bits, groups = _first_bits(known)
+    certain = int((groups < 0).sum())
+    checks = len(places) if certain == len(places) else len(places) - len(np.unique(groups[groups >= 0]))
+    if checks < len(seeds).bit_length() + 16:
+        return None, 0
+    started = time.process_time()
+    for first in range(seeds.start, seeds.stop, BLOCK_SEEDS):
+        block = np.arange(first, min(first + BLOCK_SEEDS, seeds.stop), dtype=np.int64).astype(np.uint32)
+        outputs = first_outputs(block, int(places[-1]) + 1)[places]
+        differ = (outputs >> np.uint32(output_bit) & np.uint32(1)).astype(np.uint8) ^ bits[:, None]
+        for group in np.unique(groups):
+            of_group = groups == group
+            if group >= 0:
+                differ[of_group] ^= differ[np.flatnonzero(of_group)[0]]
+        found = np.flatnonzero(~differ.any(axis=0))
+        tried = first - seeds.start + len(block)
+        if found.size:
+            return int(block[found[0]]), tried
+        if progress is not None:
+            progress(tried, len(seeds), "masks")
+        if time.process_time() - started > max_seconds:
+            return None, tried
+    return None, len(seeds)
+
+
+def _first_bits(known: KnownBits) -> tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.int64]]:
+    usable = np.flatnonzero(known.places < MAX_FIRST_OUTPUTS)[:MASK_BITS]
+    return known.places[usable], known.bits[usable], known.groups[usable]
+
+
+def audit_seeds(
+    release: Release,
+    *,
+    seed_bits: int = 16,
+    known: KnownBits | None = None,
+    laws: tuple[SeedLaw, ...] = SEED_LAWS,
+    max_seconds: float = math.inf,
+    progress: Progress | None = None,
+) -> AttackResult:
+    """Try the seeds 0 .. 2^seed_bits − 1 of every law against labels and masks.
+
+    Args:
+        known: mask bits known for certain; by default :func:`background_bits`.
+        max_seconds: processor time for each law; a search that ends early is said to be partial.
+    """
+    if not 1 <= seed_bits <= 32:
+        raise InvalidInputError(f"seed_bits is {seed_bits}", hint="use 1 to 32")
+    seeds = range(1 << seed_bits)
+    found: dict[str, int] = {}
+    tried: dict[str, int] = {}
+    rates: dict[str, float] = {}
+    checksum = _checksum_or_none(release)
+    with Cost() as cost:
+        for law in laws if checksum is not None else ():
+            assert checksum is not None
+            started = time.process_time()
+            seed, tried[law.name] = search_seeds(
+                law, checksum, seeds, max_seconds=max_seconds, progress=progress
+            )
+            rates[law.name] = tried[law.name] / max(time.process_time() - started, 1e-9)
+            if seed is not None:
+                found[law.name] = seed
+        known = known or background_bits(release)
+        for name, bit in MASK_LAWS.items():
+            started = time.process_time()
+            seed, tried[name] = search_mask_seeds(
+                known, seeds, output_bit=bit, max_seconds=max_seconds, progress=progress
+            )
+            rates[name] = tried[name] / max(time.process_time() - started, 1e-9)
+            if seed is not None:
+                found[name] = seed
+    tried = {name: count for name, count in tried.items() if count}
+    return AttackResult(
+        name="small seeds",
+        verdict=_verdict(found, tried, len(seeds)),
+        leaked=True if found else (False if tried else None),
+        metrics={
+            "seeds_found": float(len(found)),
+            **{f"seeds_per_second: {name}": rates[name] for name in tried},
+            **{f"core_hours_for_all_32_bit_seeds: {name}": 2.0**32 / rates[name] / 3600 for name in tried},
+        },
+        intervals={},
+        baselines={"false_alarm_rate": FALSE_ALARM},
+        cpu_seconds=cost.cpu_seconds,
+        wall_seconds=cost.wall_seconds,
+        peak_bytes=cost.peak_bytes,
+        assumptions=(
+            "the generator was seeded immediately before the coefficients (or the masks) of this release",
+            "the sampler is one of those listed; its code is public",
+            *(("labels show the shares of the private sources where classes differ",) if checksum else ()),
+        ),
+        settings={"seed_bits": seed_bits, "tried": tried, "found": found, "num_encodings": len(release)},
+    )
+
+
+MASK_LAWS = {"masks by randint(2) of torch or numpy": 0, "masks by torch.rand() < 1/2": 23}
+
+
+def _checksum_or_none(release: Release) -> LabelChecksum | None:
+    try:
+        return LabelChecksum.of(release)
+    except InvalidInputError:
+        return None
+
+
+def _verdict(found: dict[str, int], tried: dict[str, int], num_seeds: int) -> str:
+    if found:
+        return "A small seed reproduces this release: every coefficient or mask drawn from it is known."
+    if not tried:
+        return "Neither labels nor certain mask bits give a seed away, so none could be checked."
+    if min(tried.values()) < num_seeds:
+        return "No seed was found; the search stopped at its time limit before all seeds were tried."
+    return "None of the seeds tried reproduces this release."
