@@ -39,14 +39,12 @@ from typing import Any
 
 from .encoder_config import EncoderConfig
 from .errors import InvalidInputError, RefusedError
-from .integer_noise import grid_step, sampling_error
+from .integer_noise import MOST_EPSILON, grid_step, ideal_delta
 from .privacy_curves import bisect, check_delta, gaussian_epsilon, laplace_epsilons
 
 ADJACENCIES = ("replace-one", "zero-out")
 MIXING_ERROR = 5e-6
 """Two float32 mixing passes of up to 16 sources are together off by less, in any value."""
-MOST_EPSILON = 40.0
-"""Beyond it e^ε times the sampler's error is no longer small against δ; ε is reported as infinite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +66,7 @@ class Guarantee:
         bounds: every upper bound that was computed, by method; ``epsilon`` is the smallest.
         noise_multiplier: 1/μ: the whole release is as revealing as one Gaussian release with this
             standard deviation at sensitivity 1; ``None`` under Laplace noise.
-        epsilon: infinite beyond 40, where it promises nothing.
+        epsilon: infinite beyond 30, where it promises nothing.
     """
 
     epsilon: float
@@ -132,15 +130,14 @@ def guarantee_of_encodings(
     uses = releases + partners
     d = math.prod(image_shape)
     moves = row_sensitivity(config, d, adjacency)
-    a, eta = sampling_error(uses * images_per_person * (d + num_classes))
-    # What is left of delta for the ideal mechanism, once the sampler's share at the largest ε is off.
-    delta = (target_delta - (1 + math.exp(MOST_EPSILON + a)) * eta) * math.exp(-a)
+    num_draws = uses * images_per_person * (d + num_classes)
+    delta, extra = ideal_delta(num_draws, target_delta)
     if config.noise_law == "gaussian":
         mu = _gaussian_mu(config, moves, uses) * images_per_person
         bounds, multiplier = {"gaussian": gaussian_epsilon(delta, mu)}, 1 / mu
     else:
         bounds, multiplier = _laplace_bounds(config, moves, uses, d, images_per_person, delta), None
-    bounds = {name: eps + 2 * a if eps <= MOST_EPSILON else math.inf for name, eps in bounds.items()}
+    bounds = {name: eps + extra if eps <= MOST_EPSILON else math.inf for name, eps in bounds.items()}
     method = min(bounds, key=lambda name: bounds[name])
     return Guarantee(
         epsilon=bounds[method],

@@ -43,6 +43,8 @@ LAPLACE_UNITS: Final = 2**20
 """Grid steps in one Laplace scale b; an L1 sensitivity grows by a step a coordinate, so finer."""
 RELATIVE_ERROR: Final = 2.0**-45
 ADDITIVE_ERROR: Final = 2.0**-106
+MOST_EPSILON: Final = 30.0
+"""Beyond it e^ε times the sampler's error may not be small against δ; larger ε are reported as infinite."""
 _GAUSSIAN_REACH: Final = 12
 _LAPLACE_REACH: Final = 76
 _LOW_DIGITS: Final = 2**12
@@ -71,6 +73,15 @@ def draw_noise(stream: Keystream, count: int, law: str) -> NDArray[np.int64]:
 def sampling_error(num_draws: int) -> tuple[float, float]:
     """(a, η): ``num_draws`` draws of ours turn an ideal (ε, δ) into (ε + 2a, δ·e^a + (1 + e^(ε + a))·η)."""
     return num_draws * RELATIVE_ERROR, num_draws * ADDITIVE_ERROR
+
+
+def ideal_delta(num_draws: int, target_delta: float) -> tuple[float, float]:
+    """(δ, extra ε): what an ideal mechanism must keep, so that ours keeps (ε + extra ε, ``target_delta``).
+
+    Holds for every ε up to ``MOST_EPSILON``.
+    """
+    a, eta = sampling_error(num_draws)
+    return (target_delta - (1 + math.exp(MOST_EPSILON + a)) * eta) * math.exp(-a), 2 * a
 
 
 class NoiseTable:
@@ -109,7 +120,9 @@ class NoiseTable:
 def _gaussian_table() -> NoiseTable:
     """Magnitudes of round(N(0, 1) / h), from 0 to 12 standard deviations."""
     h = 1.0 / GAUSSIAN_UNITS
-    x = np.arange(_GAUSSIAN_REACH * GAUSSIAN_UNITS) * h
+    x = np.arange(MOST_EPSILON: Final = 30.0
+"""Beyond it e^ε times the sampler's error may not be small against δ; larger ε are reported as infinite."""
+_GAUSSIAN_REACH * GAUSSIAN_UNITS) * h
     cells = h * np.exp(-0.5 * x * x) / math.sqrt(2 * math.pi) * (1 + h * h * (x * x - 1) / 24)
     cells[1:] *= 2
     # Reversed, so that the value which takes the rounding of all others is the common 0.

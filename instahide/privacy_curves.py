@@ -52,6 +52,8 @@ _RDP_ORDERS = (
     256,
     1024,
 )
+_WHOLE_RDP_ORDERS = (*range(2, 33), 40, 48, 64, 96, 128, 256, 512)
+"""Sampled Gaussian moments have a closed form at whole orders only; the series elsewhere may not converge."""
 _BISECTIONS = 200
 
 
@@ -142,7 +144,7 @@ def sampled_gaussian_epsilon(
     accounting = require("dp_accounting")
     event = accounting.PoissonSampledDpEvent(sample_rate, accounting.GaussianDpEvent(noise_multiplier))
     if method == "rdp":
-        accountant = accounting.rdp.RdpAccountant()
+        accountant = accounting.rdp.RdpAccountant(list(_WHOLE_RDP_ORDERS))
     elif method == "pld":
         accountant = require("dp_accounting.pld").PLDAccountant()
     else:
