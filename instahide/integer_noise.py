@@ -120,9 +120,7 @@ class NoiseTable:
 def _gaussian_table() -> NoiseTable:
     """Magnitudes of round(N(0, 1) / h), from 0 to 12 standard deviations."""
     h = 1.0 / GAUSSIAN_UNITS
-    x = np.arange(MOST_EPSILON: Final = 30.0
-"""Beyond it e^ε times the sampler's error may not be small against δ; larger ε are reported as infinite."""
-_GAUSSIAN_REACH * GAUSSIAN_UNITS) * h
+    x = np.arange(_GAUSSIAN_REACH * GAUSSIAN_UNITS) * h
     cells = h * np.exp(-0.5 * x * x) / math.sqrt(2 * math.pi) * (1 + h * h * (x * x - 1) / 24)
     cells[1:] *= 2
     # Reversed, so that the value which takes the rounding of all others is the common 0.
