@@ -1,0 +1,293 @@
+"""Private images from encodings whose pairing and coefficients are known: the decode tier.
+
+Axes: N encodings, n private images, T releases (N = n·T), k sources, C H W of an image, d = C·H·W.
+
+Given are which private images are in each encoding and with which coefficients (an upper bound for any
+attack that must find them first; the published decoder, Carlini et al. 2020, step 5, is given the same).
+Signs, public sources and their coefficients are not. Four steps:
+
+1. *signs of each encoding alone* (:mod:`.sign_recovery`): z from |z| but for one sign per row;
+2. *signs of rows together* (:mod:`.synchronise`): rows that share an image agree;
+3. *regression* (:mod:`.regression`): x̂ from z = W x + public part, the public part being noise with
+   the spectrum of images;
+4. *again*: W x̂ guides the sign recovery of every row, which gives a better z, and so on.
+
+With the public pool in hand, sources are picked out of the residuals z − W x̂ (:mod:`.pool_sources`), join
+the guide and leave the noise; once all are found z = W x + known part holds exactly and a single release
+of each image is enough. With a pool that was not used nothing is picked and nothing changes.
+
+One sign for each group of connected rows is beyond the encodings. It is taken from what photographs look
+like (:func:`.image_prior.sign_odds`), or from a pool source, whose sign is known; never from the truth.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ...encoder_config import EncoderConfig
+from ...errors import InvalidInputError
+from ...images import ImageSet
+from ...mixing import to_unit_range
+from .image_prior import ImagePrior, sign_odds
+from .pool_sources import find_sources, no_sources, row_signs
+from .regression import Regression, octave_bands, remaining_noise, solve_images
+from .sign_recovery import SignNetwork, sign_recovery, train_sign_network
+from .synchronise import connected_rows, synchronise
+
+ROUNDS = 3
+ROUNDS_WITH_POOL = 6
+BLIND_NOISE = 2e-3  # mean square error of a value after blind sign recovery, for whitening
+SYNCHRONISED_SIDE = 16  # frequencies per axis used to synchronise
+ODDS_IMAGES = 2000
+
+
+@dataclass(frozen=True, eq=False)
+class DecodeView:
+    """What the decode tier is given.
+
+    Args:
+        encodings: (N, C, H, W) float as released.
+        private_rows: (N, k_priv) rows 0..n-1 of the private images inside.
+        private_coefficients: (N, k_priv) their coefficients λ (of the whole mixture, whose λ sum to 1).
+        num_images: n.
+        public_images: images of the same kind as the private ones, for statistics and training.
+        config: the published law.
+        scheme: ``"inside"`` (all sources private) or ``"cross"``.
+        public_pool: the pool of the public sources, or what is believed to be it; ``None``: unknown.
+    """
+
+    encodings: torch.Tensor
+    private_rows: NDArray[np.int64]
+    private_coefficients: NDArray[np.floating]
+    num_images: int
+    public_images: ImageSet
+    config: EncoderConfig
+    scheme: str = "cross"
+    public_pool: ImageSet | None = None
+
+    def __post_init__(self) -> None:
+        if self.encodings.ndim != 4 or len(self.encodings) == 0:
+            raise InvalidInputError(
+                f"encodings have shape {tuple(self.encodings.shape)}", hint="give (N, C, H, W), N ≥ 1"
+            )
+        if not bool(torch.isfinite(self.encodings).all()):
+            raise InvalidInputError("encodings are not all finite numbers", hint="check the file")
+        shape = self.private_rows.shape
+        if shape != self.private_coefficients.shape or len(shape) != 2 or shape[0] != len(self.encodings):
+            raise InvalidInputError(
+                f"private_rows {shape} and private_coefficients {self.private_coefficients.shape} for "
+                f"{len(self.encodings)} encodings",
+                hint="give one row of each per encoding",
+            )
+        if self.private_rows.min() < 0 or self.private_rows.max() >= self.num_images:
+            raise InvalidInputError(
+                f"private_rows are outside 0..{self.num_images - 1}", hint="check num_images"
+            )
+        for name, images in (("public images", self.public_images), ("pool", self.public_pool)):
+            if images is not None and images.image_shape != tuple(self.encodings.shape[1:]):
+                raise InvalidInputError(
+                    f"the {name} are {images.image_shape}, encodings {tuple(self.encodings.shape[1:])}",
+                    hint="resize them to the encodings' shape",
+                )
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedImages:
+    """What :func:`decode_images` found.
+
+    Args:
+        images: (n, C, H, W) float32 in [-1, 1].
+        mixtures: (N, C, H, W) posterior means of the signed mixtures.
+        confidence: (N,) share of a mixture's magnitude whose sign is settled.
+        public_rows: (N, k − k_priv) rows of the pool found in each encoding, −1 where none.
+        public_coefficients: their coefficients.
+        sign_log_odds: log odds that all images together are upright, where prior knowledge decided.
+        network: the sign network used; hand it to the next call under the same law.
+        diagnostics: numbers about the run.
+    """
+
+    images: torch.Tensor
+    mixtures: torch.Tensor = field(repr=False)
+    confidence: torch.Tensor = field(repr=False)
+    public_rows: NDArray[np.int64] = field(repr=False)
+    public_coefficients: NDArray[np.float32] = field(repr=False)
+    sign_log_odds: float
+    network: SignNetwork = field(repr=False)
+    diagnostics: dict[str, float]
+
+
+def decode_images(
+    view: DecodeView,
+    *,
+    network: SignNetwork | None = None,
+    rounds: int | None = None,
+    progress: Callable[..., None] | None = None,
+    max_seconds: float | None = None,
+    seed: int = 0,
+) -> DecodedImages:
+    """Recover the n private images.
+
+    Args:
+        network: from :func:`.sign_recovery.train_sign_network` for this law; ``None`` trains one first.
+        rounds: of regression and guided sign recovery; 3, with a pool 6.
+        max_seconds: wall-clock budget; no new round starts beyond it.
+        seed: of the attacker's own choices.
+    """
+    started = time.monotonic()
+    if network is None:
+        network = train_sign_network(
+            view.public_images, view.config, scheme=view.scheme, seed=seed, progress=progress
+        )
+    total = rounds or (ROUNDS if view.public_pool is None else ROUNDS_WITH_POOL)
+    with torch.inference_mode():
+        decoder = _Decoder(view, network, seed)
+        decoder.start()
+        done = 0
+        for done in range(1, total + 1):
+            decoder.regress()
+            if progress is not None:
+                progress(done, total, "decode")
+            if done == total or (max_seconds is not None and time.monotonic() - started > max_seconds):
+                break
+            decoder.refine()
+        return decoder.result(rounds=done)
+
+
+class _Decoder:
+    """The state between the steps; all (N, d) arrays are centred coefficients in the prior's basis."""
+
+    def __init__(self, view: DecodeView, network: SignNetwork, seed: int) -> None:
+        self.view, self.network, self.seed = view, network, seed
+        self.size = view.encodings.abs().float()
+        self.public = to_unit_range(view.public_images.images)
+        self.prior = ImagePrior.of(self.public)
+        self.variances = self.prior.variances.flatten()
+        self.bands = octave_bands(view.public_images.image_shape).flatten()
+        self.weights = _design(view)
+        self.num_public = view.config.num_mixed - view.private_rows.shape[1]
+        self.sources = no_sources(len(self.size), self.num_public)
+        self.pool = (
+            None
+            if view.public_pool is None or self.num_public == 0
+            else self.prior.coefficients(to_unit_range(view.public_pool.images)).flatten(1)
+        )
+        self.odds = math.nan
+
+    def start(self) -> None:
+        """Steps 1 and 2: mixtures without a guide, then the signs of rows."""
+        blind = sign_recovery(self.size, self.network)
+        noise = self.law_noise()
+        whitening = 1 / (self.prior.variances * (noise.mean() + 0.1) + BLIND_NOISE).sqrt()
+        coefficients = self.prior.coefficients(blind.mean, centre=False) * whitening
+        signs = torch.zeros(len(self.size))
+        if self.pool is not None:
+            signs = row_signs(coefficients.flatten(1), self.pool * whitening.flatten())
+        low = coefficients[:, :, :SYNCHRONISED_SIDE, :SYNCHRONISED_SIDE].flatten(1)
+        solver = _solver(self.weights, noise)
+        self.row_signs = synchronise(low, self.weights, solver, signs, seed=self.seed)
+        self.mixtures = blind.mean * self.row_signs[:, None, None, None].sign()
+        self.open = (self.size.square() - self.mixtures.square()).flatten(1).mean(1)
+        self.confidence = blind.confidence
+        self._turn_upright(solver, fixed=signs)
+
+    def _turn_upright(self, solver: torch.Tensor, fixed: torch.Tensor) -> None:
+        """One sign per connected group: from a pool source where one is known, else from sign_odds."""
+        centred = self.mixtures - self.prior.mean
+        images = (solver @ centred.flatten(1)).view(-1, *self.prior.mean.shape) + self.prior.mean
+        negative = (solver @ (-self.mixtures - self.prior.mean).flatten(1)).view_as(images) + self.prior.mean
+        public = self.public[:ODDS_IMAGES]
+        odds = (sign_odds(public, images) - sign_odds(public, negative)) / 2
+        component = connected_rows(self.view.private_rows, self.view.num_images)
+        owner = np.full(self.view.num_images, -1, dtype=np.int64)
+        owner[self.view.private_rows.ravel()] = np.repeat(component, self.view.private_rows.shape[1])
+        self.odds = 0.0
+        for group in np.unique(component):
+            rows = torch.from_numpy(component == group)
+            if bool((fixed[rows] != 0).any()):
+                continue
+            evidence = float(odds[torch.from_numpy(owner == group)].sum())
+            self.odds += abs(evidence)
+            if evidence < 0:
+                self.mixtures[rows] *= -1
+
+    def regress(self) -> None:
+        """Step 3, and sources from the pool."""
+        self.coefficients = self.prior.coefficients(self.mixtures).flatten(1)
+        known = self._known_public()
+        self.solution = self._solve(self.coefficients - known)
+        if self.pool is not None:
+            self._pick_sources()
+            self.solution = self._solve(self.coefficients - self._known_public())
+
+    def _solve(self, target: torch.Tensor) -> Regression:
+        return solve_images(target, self.open, self.weights, self.variances, self.bands, self.law_noise())
+
+    def _known_public(self) -> torch.Tensor:
+        if self.pool is None:
+            return torch.zeros(())
+        return self.sources.mixture(self.pool)
+
+    def _pick_sources(self) -> None:
+        assert self.pool is not None
+        noise = (self.solution.noise + self.solution.prediction_variance).median(0).values[self.bands]
+        whitening = 1 / (self.variances * noise.clamp(min=0.01) + self.open.median()).sqrt()
+        residuals = (self.coefficients - self.solution.prediction) * whitening
+        self.sources = find_sources(residuals, self.sources, self.pool * whitening, self.num_public)
+
+    def refine(self) -> None:
+        """Step 4: signs once more, guided by all that is known."""
+        guide = (self.solution.prediction + self._known_public()).view_as(self.size)
+        error = self.solution.noise + self.solution.prediction_variance
+        share = torch.zeros(int(self.bands.max()) + 1).index_add_(0, self.bands, self.variances)
+        sd = (error @ share / len(self.variances)).sqrt()
+        signed = sign_recovery(self.size, self.network, guide=self.prior.images(guide), guide_error=sd)
+        self.mixtures, self.confidence = signed.mean, signed.confidence
+        self.open = (self.size.square() - self.mixtures.square()).flatten(1).mean(1)
+
+    def law_noise(self) -> torch.Tensor:
+        """(N,) expected Σ λ² of the public sources not yet found."""
+        left = self.num_public - self.sources.found
+        mass = 1 - self.weights.sum(1) - self.sources.coefficients.sum(1)
+        noise = remaining_noise(mass.clamp(min=0), left, self.view.config.coefficient_law)
+        return torch.where(left > 0, noise, torch.zeros(())).clamp(min=1e-4)
+
+    def result(self, *, rounds: int) -> DecodedImages:
+        images = self.prior.images(self.solution.images.view(-1, *self.prior.mean.shape)).clamp(-1, 1)
+        return DecodedImages(
+            images,
+            self.mixtures,
+            self.confidence,
+            self.sources.rows.numpy(),
+            self.sources.coefficients.numpy(),
+            self.odds,
+            self.network,
+            {
+                "rounds": float(rounds),
+                "mean_confidence": float(self.confidence.mean()),
+                "share_of_public_sources_found": float(
+                    (self.sources.rows >= 0).float().mean() if self.num_public else 0.0
+                ),
+            },
+        )
+
+
+def _design(view: DecodeView) -> torch.Tensor:
+    """(N, n) W."""
+    weights = np.zeros((len(view.private_rows), view.num_images), dtype=np.float32)
+    rows = np.arange(len(weights))
+    for j in range(view.private_rows.shape[1]):
+        np.add.at(weights, (rows, view.private_rows[:, j]), view.private_coefficients[:, j])
+    return torch.from_numpy(weights)
+
+
+def _solver(weights: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """(n, N) the matrix of equation (2) of :mod:`.regression` for one noise level per row."""
+    weighted = (weights / noise[:, None]).T
+    return torch.linalg.solve(weighted @ weights + torch.eye(weights.shape[1]), weighted)
