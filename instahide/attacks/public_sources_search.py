@@ -11,26 +11,34 @@ measured per encoding in G bands of frequency and colour, and with w_g one over 
 
 which is standard normal for a photograph unrelated to those inside. Band energies of the pool are
 kept, so (1) costs one matrix product of (n, d) by (d, P) and one of (n, G) by (G, P).
+
+The alternation is a local search. Where it ends with a weak fit, it is started again from signs that
+suppose a likely source: the best by :mod:`instahide.attacks.public_sources_squares`, which needs no
+signs at all, and the best by (1). The fit with the largest Σt² is kept.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 
 from ..encoder_config import EncoderConfig
 from .public_sources_prior import ImagePrior
+from .public_sources_regression import frequency_bands, nonnegative_least_squares, remaining_spread
 from .public_sources_signs import COLD_START, WARM_START, expected_mixtures
+from .public_sources_squares import SquareFilter
 
 MAX_ROUNDS = 8
 SPARE_SOURCES = 2  # candidates tried in one round
 ENTRY_SCORE = 3.8  # of equation (1): about √(2 ln P) for P = 1,400
 KEEP_SCORE = 3.0  # t-statistic below which a candidate leaves the regression
 NOISE = 0.02  # of z, in the whitening: what the signs leave uncertain in fine detail
+SETTLED_SCORE = 30.0  # √Σt² from which an encoding is not tried again from guessed sources
+GUESSES = 1  # of each kind
+SUPPOSED_WEIGHT = 0.3  # λ a guessed source is given
 LEAST_WEIGHT = 0.02  # that unknown sources are thought to have at least
-RING_EDGES = (1.5, 3.0, 5.0, 7.0, 9.5, 12.0, 15.0, 18.0, 21.0, 24.0, 28.0, 32.5)  # of 32 frequencies
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +58,19 @@ class Found:
     scores: torch.Tensor
     mixtures: torch.Tensor
     unexplained: torch.Tensor
+
+    def subset(self, rows: torch.Tensor) -> Found:
+        """Of some encodings."""
+        return Found(*(getattr(self, item.name)[rows] for item in fields(self)))
+
+    def replaced(self, rows: torch.Tensor, other: Found) -> Found:
+        """With ``other`` in the place of encodings ``rows``."""
+        return Found(
+            *(
+                getattr(self, item.name).index_copy(0, rows, getattr(other, item.name))
+                for item in fields(self)
+            )
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,16 +99,32 @@ class SourceSearch:
         self.pixels = torch.cat([pixels, torch.zeros_like(pixels[:1])])  # a row of zeros stands for "none"
         self.whitened = self.whiten(self.pixels)
         self.bands = frequency_bands(*prior.mean.shape)
+        self.squares = SquareFilter(config, prior, pixels)
         self.energies = (self.whitened.square() @ self.bands)[:-1]  # (P, G)
 
     def run(self, encodings: torch.Tensor, signed: torch.Tensor | None, known: Known) -> Found:
         """Search one block; ``signed``: estimates of z up to one sign each."""
-        magnitudes = encodings.abs()
-        z = self._first_mixtures(encodings, signed, known)
+        found = self._alternate(encodings.abs(), self._first_mixtures(encodings, signed, known), known)
+        if not self.config.has_sign_mask:
+            return found
+        unsettled = torch.nonzero(found.scores.square().sum(1).sqrt() < SETTLED_SCORE)[:, 0]
+        if len(unsettled) == 0:
+            return found
+        z, known = found.mixtures[unsettled], Known(known.part[unsettled], known.weight[unsettled])
+        magnitudes = encodings[unsettled].abs()
+        for guess in self._guesses(magnitudes, z, known).unbind(1):
+            again = self._alternate(magnitudes, self._supposing(magnitudes, guess, known), known)
+            better = again.scores.square().sum(1) > found.scores[unsettled].square().sum(1)
+            found = found.replaced(unsettled[better], again.subset(better))
+        return found
+
+    def _alternate(self, magnitudes: torch.Tensor, z: torch.Tensor, known: Known) -> Found:
+        """From first estimates of z to sources that no longer change."""
+        z = z.clone()
         sign_is_free = self.config.has_sign_mask and not bool(known.weight.any())
         rows, coefficients = self._first_source(z, known, sign_is_free)
         z = self._resign(magnitudes, z, known, rows, coefficients)
-        active = torch.arange(len(encodings))
+        active = torch.arange(len(magnitudes))
         for _ in range(MAX_ROUNDS):
             here = Known(known.part[active], known.weight[active])
             target = self._target(z[active], here)
@@ -103,6 +140,22 @@ class SourceSearch:
         fit = self._expected(known, rows, coefficients)
         unexplained = (magnitudes - fit.abs()).flatten(1).square().mean(1).sqrt()
         return Found(rows, coefficients, scores, z, unexplained)
+
+    def _guesses(self, magnitudes: torch.Tensor, z: torch.Tensor, known: Known) -> torch.Tensor:
+        """(n, ·) candidates to suppose: the best by |z|² and the best by the signs so far."""
+        by_squares = self.squares.match(magnitudes).topk(min(GUESSES, self.none), dim=1).indices
+        by_signs = self.match(self._target(z, known)).abs().topk(min(GUESSES, self.none), dim=1).indices
+        return torch.cat([by_squares, by_signs], dim=1)
+
+    def _supposing(self, magnitudes: torch.Tensor, guess: torch.Tensor, known: Known) -> torch.Tensor:
+        """z if candidate ``guess`` (n,) were inside with a typical coefficient."""
+        weight = torch.full(guess.shape, SUPPOSED_WEIGHT)
+        here = Known(known.part + SUPPOSED_WEIGHT * self.pixels[guess], known.weight + weight)
+        left = (1 - here.weight).clamp(min=LEAST_WEIGHT)
+        spread = remaining_spread(left, float(max(1, self.config.num_mixed - 1)))
+        start = torch.zeros_like(magnitudes)
+        mean = self.prior.mean + here.part
+        return expected_mixtures(self.prior, magnitudes, mean, spread, start=start, temperatures=COLD_START)
 
     def nothing(self, encodings: torch.Tensor) -> Found:
         """Of a block that is not searched."""
@@ -212,37 +265,3 @@ class SourceSearch:
         variance = spread.view(-1, 1, 1, 1) * self.prior.pixel_diagonal(self.prior.variance[None])
         start = torch.tanh(magnitudes * mean / variance)
         return expected_mixtures(self.prior, magnitudes, mean, spread, start=start, temperatures=WARM_START)
-
-
-def remaining_spread(weight: torch.Tensor, count: torch.Tensor | float) -> torch.Tensor:
-    """About E Σ λ_j² of ``count`` folded-normal coefficients that sum to ``weight``.
-
-    For |n_j|/Σ|n_i| of k standard normals E Σ λ² is 0.64 (k = 2), 0.36 (4) and 0.25 (6); the formula
-    gives 0.62, 0.35 and 0.24.
-    """
-    return weight.square() * 1.6 / (count + 0.6)
-
-
-def nonnegative_least_squares(gram: torch.Tensor, moments: torch.Tensor, sweeps: int = 80) -> torch.Tensor:
-    """(n, m) minimisers x ≥ 0 of ½ xᵀGx − bᵀx by coordinate descent; an all-zero row of G gives 0.
-
-    Args:
-        gram: (n, m, m) G.
-        moments: (n, m) b.
-    """
-    x = torch.zeros_like(moments)
-    diagonal = gram.diagonal(dim1=1, dim2=2).clamp(min=1e-9)
-    for _ in range(sweeps):
-        for j in range(x.shape[1]):
-            gradient = moments[:, j] - (gram[:, j] * x).sum(1)
-            x[:, j] = (x[:, j] + gradient / diagonal[:, j]).clamp(min=0)
-    return x
-
-
-def frequency_bands(C: int, H: int, W: int) -> torch.Tensor:
-    """(d, G) 0/1: which band, a ring of frequencies of one colour axis, a component belongs to."""
-    rows, columns = torch.arange(H)[:, None] / H, torch.arange(W)[None, :] / W
-    ring = torch.bucketize((rows.square() + columns.square()).sqrt() * 32, torch.tensor(RING_EDGES))
-    band = (torch.arange(C)[:, None, None] * (len(RING_EDGES) + 1) + ring).flatten()
-    members = torch.nn.functional.one_hot(band).float()
-    return members[:, members.sum(0) > 0]
