@@ -1,0 +1,116 @@
+"""Does the membership attack find what was planted, and nothing in noise?
+
+*Power.* The attacker encodes some images of their own, alone (k = 1, a bare sign mask) and in pairs
+(k = 2), hides them among the release and looks for them among strangers. Canaries with k = 1 that
+are not found mean that the attack does not work here (an unsuitable public set, say), so that
+"nothing found" means nothing. They carry no noise, whatever the law: they test the attack, not the defence.
+
+*Null.* Each encoding has its values put into a random order of its own: the histogram stays, the
+picture goes. An attack that still tells members from others has learnt something else about them.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..encoder import Encoder, FewPixelsWarning
+from ..encoder_config import EncoderConfig
+from ..images import ImageSet
+from .membership import NUM_REFERENCES, MembershipAttacker
+from .membership_outcome import membership_outcome
+
+NUM_CANARIES, NUM_STRANGERS = 20, 200
+MAX_CANDIDATES = 1000
+ENOUGH_FOUND = 0.8
+
+
+@dataclass(frozen=True)
+class MembershipChecks:
+    """``words`` for the report; ``has_power`` and ``is_quiet`` say whether each check passed."""
+
+    words: dict[str, str]
+    has_power: bool
+    is_quiet: bool
+
+
+def membership_checks(
+    attacker: MembershipAttacker, candidates: ImageSet, is_member: NDArray[np.bool_], *, seed: int = 0
+) -> MembershipChecks:
+    """Both checks, with the attacker's law, whitening and encodings."""
+    rng = np.random.default_rng(seed)
+    found = {k: planted_canaries_found(attacker, num_mixed=k, rng=rng) for k in (1, 2)}
+    share, count = found[1]
+    has_power = share >= ENOUGH_FOUND or not count
+    auc, is_quiet = noise_auc(attacker, candidates, is_member, rng=rng)
+    return MembershipChecks(
+        {"power": _power_words(found, has_power), "null": _null_words(auc, is_quiet)}, has_power, is_quiet
+    )
+
+
+def _power_words(found: dict[int, tuple[float, int]], has_power: bool) -> str:
+    if not found[1][1]:
+        return "not run: too few public images to plant some"
+    shares = ", ".join(f"{share:.0%} of {count} with k = {k}" for k, (share, count) in found.items())
+    return f"{'passed' if has_power else 'FAILED'}: planted images found above all strangers: {shares}"
+
+
+def _null_words(auc: float, is_quiet: bool) -> str:
+    if is_quiet:
+        return f"passed: nothing found in noise (AUC {auc:.2f})"
+    return f"FAILED: AUC {auc:.2f} on noise; members and others differ by more than membership"
+
+
+def planted_canaries_found(
+    attacker: MembershipAttacker, *, num_mixed: int, rng: np.random.Generator
+) -> tuple[float, int]:
+    """Share of canaries that score above every stranger, and how many were planted.
+
+    Canaries and strangers are images the attacker has, none of them among the references.
+    """
+    view = attacker.view
+    images = view.public_images.images[: max(0, len(view.public_images) - NUM_REFERENCES)]
+    if len(images) < 4 * NUM_CANARIES:  # a small set: references may then be canaries too
+        images = view.public_images.images
+    varied = np.flatnonzero((images != images[:, :, :1, :1]).any(axis=(1, 2, 3)))
+    chosen = rng.permutation(varied)[: NUM_CANARIES + NUM_STRANGERS]
+    number = min(NUM_CANARIES, len(chosen) // 4)
+    if number < 2:
+        return 0.0, 0
+    canaries = ImageSet(images[chosen[:number]])
+    planted = torch.cat([view.encodings, _encoded(view.config, canaries, num_mixed)])
+    scores = attacker.scores(planted, None, ImageSet(images[chosen]))
+    return float((scores[:number] > scores[number:].max()).mean()), number
+
+
+def noise_auc(
+    attacker: MembershipAttacker,
+    candidates: ImageSet,
+    is_member: NDArray[np.bool_],
+    *,
+    rng: np.random.Generator,
+) -> tuple[float, bool]:
+    """AUC of the attack on encodings without a picture, and whether its verdict is "nothing found"."""
+    encodings = attacker.view.encodings.flatten(1).numpy()
+    noise = torch.from_numpy(rng.permuted(encodings, axis=1)).view_as(attacker.view.encodings)
+    rows = np.concatenate(
+        [rng.permutation(np.flatnonzero(group))[: MAX_CANDIDATES // 2] for group in (is_member, ~is_member)]
+    )
+    scores, members = attacker.scores(noise, None, ImageSet(candidates.images[rows])), is_member[rows]
+    outcome = membership_outcome(scores[members], scores[~members])
+    return outcome.metrics["auc"], not outcome.leaked
+
+
+def _encoded(law: EncoderConfig, canaries: ImageSet, num_mixed: int) -> torch.Tensor:
+    """One encoding of each canary, mixed with another canary if k = 2, under the release's mode but noise."""
+    config = EncoderConfig(
+        num_mixed=num_mixed, num_private=num_mixed, mode=law.mode if law.mode != "dp" else "mixup"
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FewPixelsWarning)
+        encoder = Encoder(config, private=replace(canaries, labels=np.zeros(len(canaries), dtype=np.int64)))
+        return encoder.encode_epoch().images / law.output_range
