@@ -16,13 +16,13 @@ With the public pool in hand, sources are picked out of the residuals z − W x�
 the guide and leave the noise; once all are found z = W x + known part holds exactly and a single release
 of each image is enough. With a pool that was not used nothing is picked and nothing changes.
 
-One sign for each group of connected rows is beyond the encodings. It is taken from what photographs look
-like (:func:`.image_prior.sign_odds`), or from a pool source, whose sign is known; never from the truth.
+One sign for each group of connected rows is beyond the encodings. It is taken from what mixtures of
+photographs look like (:func:`.image_prior.sign_odds`), or from a pool source, whose sign is known; never
+from the truth.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -36,16 +36,19 @@ from ...errors import InvalidInputError
 from ...images import ImageSet
 from ...mixing import to_unit_range
 from .image_prior import ImagePrior, sign_odds
-from .pool_sources import find_sources, no_sources, row_signs
-from .regression import Regression, octave_bands, remaining_noise, solve_images
-from .sign_recovery import SignNetwork, sign_recovery, train_sign_network
-from .synchronise import connected_rows, synchronise
+from .pool_sources import BARS, Pool, find_sources, no_sources, row_signs
+from .regression import Regression, band_means, octave_bands, remaining_noise, solve_images
+from .sign_recovery import SignedMixtures, SignNetwork, sign_recovery, train_sign_network
+from .simulated_mixtures import MixtureSimulator
+from .synchronise import synchronise
 
-ROUNDS = 3
-ROUNDS_WITH_POOL = 6
-BLIND_NOISE = 2e-3  # mean square error of a value after blind sign recovery, for whitening
-SYNCHRONISED_SIDE = 16  # frequencies per axis used to synchronise
-ODDS_IMAGES = 2000
+MAX_ROUNDS = 8
+MAX_ROUNDS_WITH_POOL = 16
+CONVERGED = 1e-3
+"""Relative mean square change of the images below which another round is not worth its time."""
+NUM_EXAMPLES = 1500
+NUM_CALIBRATION = 256
+KNOWN_ODDS = 50.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +111,7 @@ class DecodedImages:
         confidence: (N,) share of a mixture's magnitude whose sign is settled.
         public_rows: (N, k − k_priv) rows of the pool found in each encoding, −1 where none.
         public_coefficients: their coefficients.
-        sign_log_odds: log odds that all images together are upright, where prior knowledge decided.
+        sign_log_odds: log odds of all rows' signs together.
         network: the sign network used; hand it to the next call under the same law.
         diagnostics: numbers about the run.
     """
@@ -136,7 +139,7 @@ def decode_images(
 
     Args:
         network: from :func:`.sign_recovery.train_sign_network` for this law; ``None`` trains one first.
-        rounds: of regression and guided sign recovery; 3, with a pool 6.
+        rounds: exactly so many of regression and guided sign recovery; ``None``: until the images stay.
         max_seconds: wall-clock budget; no new round starts beyond it.
         seed: of the attacker's own choices.
     """
@@ -145,111 +148,114 @@ def decode_images(
         network = train_sign_network(
             view.public_images, view.config, scheme=view.scheme, seed=seed, progress=progress
         )
-    total = rounds or (ROUNDS if view.public_pool is None else ROUNDS_WITH_POOL)
+    total = rounds or (MAX_ROUNDS if view.public_pool is None else MAX_ROUNDS_WITH_POOL)
     with torch.inference_mode():
         decoder = _Decoder(view, network, seed)
         decoder.start()
         done = 0
         for done in range(1, total + 1):
-            decoder.regress()
+            change = decoder.regress()
             if progress is not None:
                 progress(done, total, "decode")
-            if done == total or (max_seconds is not None and time.monotonic() - started > max_seconds):
+            late = max_seconds is not None and time.monotonic() - started > max_seconds
+            if done == total or late or (rounds is None and change < CONVERGED):
                 break
             decoder.refine()
         return decoder.result(rounds=done)
 
 
 class _Decoder:
-    """The state between the steps; all (N, d) arrays are centred coefficients in the prior's basis."""
+    """The state between the steps; (N, d) arrays are centred coefficients in units of the prior's sd."""
 
     def __init__(self, view: DecodeView, network: SignNetwork, seed: int) -> None:
         self.view, self.network, self.seed = view, network, seed
         self.size = view.encodings.abs().float()
-        self.public = to_unit_range(view.public_images.images)
-        self.prior = ImagePrior.of(self.public)
+        public = to_unit_range(view.public_images.images)
+        self.prior = ImagePrior.of(public)
         self.variances = self.prior.variances.flatten()
+        self.sd = self.variances.sqrt()
         self.bands = octave_bands(view.public_images.image_shape).flatten()
+        self.band_variance = band_means(self.variances, self.bands)
         self.weights = _design(view)
         self.num_public = view.config.num_mixed - view.private_rows.shape[1]
         self.sources = no_sources(len(self.size), self.num_public)
-        self.pool = (
-            None
-            if view.public_pool is None or self.num_public == 0
-            else self.prior.coefficients(to_unit_range(view.public_pool.images)).flatten(1)
-        )
-        self.odds = math.nan
+        self.simulator = MixtureSimulator(public, view.config, view.scheme, seed=seed)
+        self.pool: Pool | None = None
+        if view.public_pool is not None and self.num_public > 0:
+            pool = self._standardised(to_unit_range(view.public_pool.images))
+            self.pool = Pool.of(pool, self.bands)
+        self.images = torch.zeros(view.num_images, len(self.sd))
+        self.bars = iter(BARS)
+        self.bar = BARS[0]
+
+    def _standardised(self, images: torch.Tensor) -> torch.Tensor:
+        return self.prior.coefficients(images).flatten(1) / self.sd
 
     def start(self) -> None:
         """Steps 1 and 2: mixtures without a guide, then the signs of rows."""
         blind = sign_recovery(self.size, self.network)
+        examples = self.simulator.mixtures(NUM_EXAMPLES)
+        error = self._blind_error(examples[:NUM_CALIBRATION])
+        features = self.prior.coefficients(blind.mean, centre=False).flatten(1) / self.sd
+        odds = sign_odds(examples, blind.mean)
         noise = self.law_noise()
-        whitening = 1 / (self.prior.variances * (noise.mean() + 0.1) + BLIND_NOISE).sqrt()
-        coefficients = self.prior.coefficients(blind.mean, centre=False) * whitening
-        signs = torch.zeros(len(self.size))
         if self.pool is not None:
-            signs = row_signs(coefficients.flatten(1), self.pool * whitening.flatten())
-        low = coefficients[:, :, :SYNCHRONISED_SIDE, :SYNCHRONISED_SIDE].flatten(1)
-        solver = _solver(self.weights, noise)
-        self.row_signs = synchronise(low, self.weights, solver, signs, seed=self.seed)
-        self.mixtures = blind.mean * self.row_signs[:, None, None, None].sign()
-        self.open = (self.size.square() - self.mixtures.square()).flatten(1).mean(1)
-        self.confidence = blind.confidence
-        self._turn_upright(solver, fixed=signs)
+            weight = 1 / (error + noise.mean() + 0.1)
+            known = row_signs(features, weight.expand(len(features), -1), self.pool)
+            odds = odds + KNOWN_ODDS * known
+        whitened = features / (error[self.bands] + noise.mean()).sqrt()
+        signs = synchronise(whitened, self.weights, _solver(self.weights, noise), odds)
+        self.log_odds = float((odds * signs).sum())
+        upright = signs.sign() + (signs == 0)
+        self._set_mixtures(SignedMixtures(blind.mean * upright[:, None, None, None], blind.confidence))
 
-    def _turn_upright(self, solver: torch.Tensor, fixed: torch.Tensor) -> None:
-        """One sign per connected group: from a pool source where one is known, else from sign_odds."""
-        centred = self.mixtures - self.prior.mean
-        images = (solver @ centred.flatten(1)).view(-1, *self.prior.mean.shape) + self.prior.mean
-        negative = (solver @ (-self.mixtures - self.prior.mean).flatten(1)).view_as(images) + self.prior.mean
-        public = self.public[:ODDS_IMAGES]
-        odds = (sign_odds(public, images) - sign_odds(public, negative)) / 2
-        component = connected_rows(self.view.private_rows, self.view.num_images)
-        owner = np.full(self.view.num_images, -1, dtype=np.int64)
-        owner[self.view.private_rows.ravel()] = np.repeat(component, self.view.private_rows.shape[1])
-        self.odds = 0.0
-        for group in np.unique(component):
-            rows = torch.from_numpy(component == group)
-            if bool((fixed[rows] != 0).any()):
-                continue
-            evidence = float(odds[torch.from_numpy(owner == group)].sum())
-            self.odds += abs(evidence)
-            if evidence < 0:
-                self.mixtures[rows] *= -1
+    def _blind_error(self, examples: torch.Tensor) -> torch.Tensor:
+        """(G,) mean square error of blind recovery in units of v, from mixtures the attacker made."""
+        blind = sign_recovery(self.simulator.rounded(examples), self.network).mean
+        turn = (blind * examples).flatten(1).sum(1).sign()
+        wrong = self.prior.coefficients(blind * turn[:, None, None, None] - examples, centre=False)
+        return band_means((wrong.flatten(1) / self.sd).square().mean(0), self.bands)
 
-    def regress(self) -> None:
-        """Step 3, and sources from the pool."""
-        self.coefficients = self.prior.coefficients(self.mixtures).flatten(1)
-        known = self._known_public()
-        self.solution = self._solve(self.coefficients - known)
+    def _set_mixtures(self, signed: SignedMixtures) -> None:
+        self.confidence = signed.confidence
+        self.mixtures = signed.mean
+        self.open = (self.size.square() - signed.mean.square()).flatten(1).mean(1)
+        self.standardised = self._standardised(signed.mean)
+
+    def regress(self) -> float:
+        """Step 3, and sources from the pool; returns the relative mean square change of the images."""
+        before = self.images
+        self.solution = self._solve()
         if self.pool is not None:
-            self._pick_sources()
-            self.solution = self._solve(self.coefficients - self._known_public())
+            self.bar = next(self.bars, self.bar)
+            residuals = self.standardised - self.solution.prediction
+            noise = self.solution.noise + self.solution.prediction_variance
+            self.sources = find_sources(residuals, 1 / noise, self.sources, self.pool, self.bar)
+            self.solution = self._solve()
+        self.images = self.solution.images * self.sd
+        return float((self.images - before).square().sum() / self.images.square().sum().clamp(min=1e-12))
 
-    def _solve(self, target: torch.Tensor) -> Regression:
-        return solve_images(target, self.open, self.weights, self.variances, self.bands, self.law_noise())
+    def _solve(self) -> Regression:
+        target = self.standardised - self._known_public()
+        open_signs = self.open[:, None] / self.band_variance
+        return solve_images(target, open_signs, self.weights, self.bands, self.law_noise())
 
     def _known_public(self) -> torch.Tensor:
-        if self.pool is None:
-            return torch.zeros(())
-        return self.sources.mixture(self.pool)
-
-    def _pick_sources(self) -> None:
-        assert self.pool is not None
-        noise = (self.solution.noise + self.solution.prediction_variance).median(0).values[self.bands]
-        whitening = 1 / (self.variances * noise.clamp(min=0.01) + self.open.median()).sqrt()
-        residuals = (self.coefficients - self.solution.prediction) * whitening
-        self.sources = find_sources(residuals, self.sources, self.pool * whitening, self.num_public)
+        return torch.zeros(()) if self.pool is None else self.sources.mixture(self.pool.images)
 
     def refine(self) -> None:
         """Step 4: signs once more, guided by all that is known."""
-        guide = (self.solution.prediction + self._known_public()).view_as(self.size)
-        error = self.solution.noise + self.solution.prediction_variance
-        share = torch.zeros(int(self.bands.max()) + 1).index_add_(0, self.bands, self.variances)
-        sd = (error @ share / len(self.variances)).sqrt()
-        signed = sign_recovery(self.size, self.network, guide=self.prior.images(guide), guide_error=sd)
-        self.mixtures, self.confidence = signed.mean, signed.confidence
-        self.open = (self.size.square() - self.mixtures.square()).flatten(1).mean(1)
+        guide = (self.solution.prediction + self._known_public()) * self.sd
+        error = (self.solution.noise + self.solution.prediction_variance)[:, self.bands] @ self.variances
+        sd = (error / len(self.variances)).sqrt()
+        self._set_mixtures(
+            sign_recovery(
+                self.size,
+                self.network,
+                guide=self.prior.images(guide.view_as(self.size)),
+                guide_error=sd,
+            )
+        )
 
     def law_noise(self) -> torch.Tensor:
         """(N,) expected Σ λ² of the public sources not yet found."""
@@ -259,14 +265,14 @@ class _Decoder:
         return torch.where(left > 0, noise, torch.zeros(())).clamp(min=1e-4)
 
     def result(self, *, rounds: int) -> DecodedImages:
-        images = self.prior.images(self.solution.images.view(-1, *self.prior.mean.shape)).clamp(-1, 1)
+        images = self.prior.images(self.images.view(-1, *self.prior.mean.shape))
         return DecodedImages(
-            images,
+            images.clamp(-1, 1),
             self.mixtures,
             self.confidence,
             self.sources.rows.numpy(),
             self.sources.coefficients.numpy(),
-            self.odds,
+            self.log_odds,
             self.network,
             {
                 "rounds": float(rounds),

@@ -10,7 +10,7 @@ matrix products an image; nothing d² is ever formed.
 
 :func:`sign_odds` tells a positive from a negative: photographs are not symmetric about grey (skies are
 bright, shadows small), so a logistic regression on public images x against −x says how likely a
-recovered image is upright; the encodings themselves never can.
+recovered image, or a mixture, is upright; the encodings themselves never can.
 """
 
 from __future__ import annotations
@@ -86,13 +86,13 @@ def cosines(size: int) -> torch.Tensor:
     return rows.float()
 
 
-def sign_odds(public: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-    """(N,) log odds that ``images`` are upright and not negatives, learnt from ``public``.
+def sign_odds(upright: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """(N,) log odds that ``images`` are upright and not negatives, learnt from ``upright`` ones.
 
     An odd function of the image, so −x has the opposite odds: logistic regression without intercept on
     the image averaged to at most 8×8 blocks, and on the mean of x³ of every channel and quarter.
     """
-    features, asked = _odd_features(public), _odd_features(images)
+    features, asked = _odd_features(upright), _odd_features(images)
     scale = features.square().mean(0).sqrt().clamp(min=1e-6)
     features, asked = features / scale, asked / scale
     weights = torch.zeros(features.shape[1], dtype=torch.float64)
@@ -105,7 +105,7 @@ def sign_odds(public: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
         weights = weights + step
         if step.abs().max() < 1e-8:
             break
-    return asked @ weights
+    return (asked @ weights).float()
 
 
 def _odd_features(images: torch.Tensor) -> torch.Tensor:

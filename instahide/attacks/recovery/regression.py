@@ -54,47 +54,51 @@ def octave_bands(shape: tuple[int, int, int]) -> torch.Tensor:
     return torch.arange(channels)[:, None, None] * (int(octave.max()) + 1) + octave
 
 
+def band_means(values: torch.Tensor, bands: torch.Tensor) -> torch.Tensor:
+    """(G,) means of (d,) values over each band."""
+    count = int(bands.max()) + 1
+    total = torch.zeros(count).index_add_(0, bands, values)
+    return total / torch.bincount(bands, minlength=count)
+
+
 def solve_images(
     mixtures: torch.Tensor,
-    uncertainty: torch.Tensor,
+    open_signs: torch.Tensor,
     weights: torch.Tensor,
-    variances: torch.Tensor,
     bands: torch.Tensor,
     law_noise: torch.Tensor,
     *,
     rounds: int = 3,
 ) -> Regression:
-    """Solve (1).
+    """Solve (1); everything in units of √v.
 
     Args:
         mixtures: (N, d) centred coefficients of z, less what is known of the public part.
-        uncertainty: (N,) mean variance of a value of z that signs left open (white).
+        open_signs: (N, G) variance of z that signs leave open.
         weights: (N, n) W.
-        variances: (d,) v. bands: (d,) in 0..G-1.
+        bands: (d,) in 0..G-1.
         law_noise: (N,) expected V_i.
         rounds: of re-estimation of V; 1 keeps the law's.
     """
-    count = int(bands.max()) + 1
-    images, prediction = torch.zeros(weights.shape[1], mixtures.shape[1]), torch.empty_like(mixtures)
+    count, n = int(bands.max()) + 1, weights.shape[1]
+    images, prediction = torch.zeros(n, mixtures.shape[1]), torch.empty_like(mixtures)
     spread, noise = (torch.empty(len(weights), count) for _ in range(2))
     for band in range(count):
         chosen = (bands == band).nonzero()[:, 0]
-        scale = variances[chosen].sqrt()
-        z = mixtures[:, chosen] / scale
-        open_signs = uncertainty * (1 / scale.square()).mean()
-        V = (law_noise + open_signs).clamp(min=NOISE_FLOOR)
+        z = mixtures[:, chosen]
+        V = (law_noise + open_signs[:, band]).clamp(min=NOISE_FLOOR)
         for left in reversed(range(rounds)):
             weighted = weights / V[:, None]
-            S = torch.linalg.inv(weighted.T @ weights + torch.eye(weights.shape[1]))
+            S = torch.linalg.inv(weighted.T @ weights + torch.eye(n))
             d = S @ (weighted.T @ z)
             leverage = ((weights @ S) * weights).sum(1)
             if left:
-                seen = (z - weights @ d).square().sum(1) + len(chosen) * (leverage + open_signs)
+                seen = (z - weights @ d).square().sum(1) + len(chosen) * (leverage + open_signs[:, band])
                 V = (seen + PRIOR_STRENGTH * law_noise) / (len(chosen) + PRIOR_STRENGTH)
                 V = V.clamp(min=NOISE_FLOOR)
-        images[:, chosen] = d * scale
+        images[:, chosen] = d
         own = (leverage / V).clamp(max=1 - 1e-4)
-        prediction[:, chosen] = ((weights @ d - own[:, None] * z) / (1 - own[:, None])) * scale
+        prediction[:, chosen] = (weights @ d - own[:, None] * z) / (1 - own[:, None])
         spread[:, band], noise[:, band] = leverage / (1 - own), V
     return Regression(images, prediction, spread, noise)
 

@@ -17,6 +17,7 @@ from ...encoder_config import EncoderConfig
 from ...errors import InvalidInputError
 
 MAX_ROUNDS = 1000
+BLOCK = 64
 
 
 def simulate_coefficients(
@@ -71,6 +72,11 @@ class MixtureSimulator:
         if self._rng.random() < 0.5:
             sources = sources.flip(4)
         return sources, torch.from_numpy(coefficients)
+
+    def mixtures(self, count: int) -> torch.Tensor:
+        """(count, C, H, W) mixtures with their signs."""
+        made = [self.draw(min(BLOCK, count - first)) for first in range(0, count, BLOCK)]
+        return torch.cat([torch.einsum("bk,bkchw->bchw", weights, sources) for sources, weights in made])
 
     def rounded(self, mixtures: torch.Tensor) -> torch.Tensor:
         """``mixtures`` on the grid of the released values, with dithered rounding as the encoder's."""
