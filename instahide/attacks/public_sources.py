@@ -50,7 +50,9 @@ from .public_sources_search import Found, Known, SourceSearch
 from .view import AttackerView
 
 MAX_DECOYS = 2000
+MAX_LIKENESS = 0.1  # of a decoy with the image it mirrors, a correlation after whitening
 BLOCK_ENCODINGS = 250
+DEFAULT_RATE = 0.02  # smaller ones need more encodings: at least 1/q true sources per release
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +104,7 @@ def identify_public_sources(
     mean: torch.Tensor | None = None,
     mean_weight: torch.Tensor | None = None,
     max_sources: int | None = None,
-    false_discovery_rate: float = 0.01,
+    false_discovery_rate: float = DEFAULT_RATE,
     progress: Callable[..., None] | None = None,
     max_seconds: float | None = None,
 ) -> PublicSources:
@@ -115,7 +117,8 @@ def identify_public_sources(
         mean: (N, C, H, W) Σ λ_j·x_j over sources known otherwise (private images already
             recovered, say), with ``mean_weight`` (N,) their Σ λ_j.
         max_sources: m; default k − ``num_private`` with a public pool, else k.
-        false_discovery_rate: q of equation (1).
+        false_discovery_rate: q of equation (1). At least (1 + false decoys)/q identifications are needed
+            for any to be reported, so a release of few encodings needs a larger q.
         max_seconds: of wall time; encodings not reached get no source.
 
     Raises:
@@ -129,7 +132,7 @@ def identify_public_sources(
     with torch.inference_mode():
         prior = ImagePrior.of(view.public_images)
         pixels = to_unit_range(candidates.images) - prior.mean
-        decoys = _decoys(pixels)
+        decoys = _decoys(pixels, prior)
         search = SourceSearch(config, prior, torch.cat([pixels, decoys]), wanted)
         started, N = time.monotonic(), len(view.encodings)
         parts: list[Found] = []
@@ -164,10 +167,17 @@ def decoy_threshold(
     return float(scores[order][passes[-1]]) if len(passes) else math.inf
 
 
-def _decoys(pixels: torch.Tensor) -> torch.Tensor:
-    """(D, C, H, W) mirrored candidates, evenly spread over the pool."""
-    chosen = np.linspace(0, len(pixels) - 1, min(len(pixels), MAX_DECOYS)).astype(np.int64)
-    return pixels[torch.from_numpy(chosen)].flip(-1)
+def _decoys(pixels: torch.Tensor, prior: ImagePrior) -> torch.Tensor:
+    """(D, C, H, W) mirrored candidates, evenly spread over the pool; without those that look the same.
+
+    A nearly symmetric image mirrored is still a source, and would be counted as a false alarm.
+    """
+    whitened = prior.transform(pixels).mul_(prior.variance.rsqrt())
+    mirrored = prior.transform(pixels.flip(-1)).mul_(prior.variance.rsqrt())
+    likeness = (whitened * mirrored).sum((1, 2, 3)) / whitened.square().sum((1, 2, 3)).clamp(min=1e-12)
+    usable = torch.nonzero(likeness.abs() < MAX_LIKENESS)[:, 0]
+    chosen = np.linspace(0, len(usable) - 1, min(len(usable), MAX_DECOYS)).astype(np.int64)
+    return pixels[usable[torch.from_numpy(chosen)]].flip(-1)
 
 
 def _known(
