@@ -117,7 +117,7 @@ def recover_mask_stream(
     unknown = np.ones(DEGREE, dtype=bool)
     unknown[places[early]] = False
     num_unknowns = int(unknown.sum()) + num_groups
-    late = np.flatnonzero(~early)[: num_unknowns + SURPLUS]
+    late = equation_rows(np.flatnonzero(~early), num_unknowns)
     if len(late) < num_unknowns + MIN_SURPLUS:
         return None, Solution(None, 0, 0), len(late)
     matrix = _equations(known, places, unknown, late, num_groups, progress)
@@ -129,6 +129,12 @@ def recover_mask_stream(
     first[unknown] = solution.bits[: num_unknowns - num_groups]
     first[places[early]] = known.bits[early] ^ flips[known.groups[early]]
     return MaskStream(first, start), solution, len(late)
+
+
+def equation_rows(late: NDArray[np.int64], num_unknowns: int) -> NDArray[np.int64]:
+    """Which later known bits become equations: evenly spread, as the first few involve few unknowns."""
+    wanted = min(len(late), num_unknowns + SURPLUS)
+    return late[np.linspace(0, len(late) - 1, wanted).astype(np.int64)] if wanted else late
 
 
 def _equations(
@@ -262,21 +268,25 @@ def audit_mask_generator(
 
 
 def _held_out(known: KnownBits, stream: MaskStream | None, equations: int) -> tuple[float, int]:
-    """Share of known bits, not used in an equation, that the stream predicts; and how many they are."""
+    """Share of known bits, not used in an equation, that the stream predicts; and how many they are.
+
+    A group's flip is unknown, so its bits are compared up to one flip.
+    """
     if stream is None:
         return math.nan, 0
-    late = np.flatnonzero(known.places - stream.start >= DEGREE)[equations:]
-    sure = late[known.groups[late] < 0] if (known.groups < 0).any() else late
-    if not len(sure):
+    late = np.flatnonzero(known.places - stream.start >= DEGREE)
+    used = late[np.linspace(0, len(late) - 1, equations).astype(np.int64)]
+    rest = np.setdiff1d(late, used)
+    if not rest.size:
         return math.nan, 0
-    last = int(known.places[sure[-1]])
-    bits = stream.bits(stream.start, last - stream.start + 1)
-    agree = bits[known.places[sure] - stream.start] ^ known.bits[sure]
-    # A group's flip is unknown, so agreement is counted up to it.
-    shares = [agree[known.groups[sure] == g] for g in np.unique(known.groups[sure])]
-    right = sum(max(int(s.sum()), len(s) - int(s.sum())) if known.groups[sure[0]] >= 0
-                else len(s) - int(s.sum()) for s in shares)  # fmt: skip
-    return right / len(sure), len(sure)
+    bits = stream.bits(stream.start, int(known.places[rest[-1]]) - stream.start + 1)
+    wrong = bits[known.places[rest] - stream.start] ^ known.bits[rest]
+    right = 0
+    for group in np.unique(known.groups[rest]):
+        of_group = wrong[known.groups[rest] == group]
+        agree = len(of_group) - int(of_group.sum())
+        right += agree if group < 0 else max(agree, len(of_group) - agree)
+    return right / len(rest), len(rest)
 
 
 def _verdict(stream: MaskStream | None, solution: Solution, known: int) -> tuple[bool | None, str]:

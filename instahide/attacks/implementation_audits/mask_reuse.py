@@ -126,7 +126,7 @@ def audit_masks(release: Release, *, seed: int = 0, progress: Progress | None = 
         settings={
             "num_encodings": N,
             "of": len(release),
-            "pairs": reused.pairs[:20].tolist() if len(chosen) == len(release) else chosen[reused.pairs[:20]].tolist(),
+            "pairs": chosen[reused.pairs[:20]].tolist(),
         },
         seed=seed,
     )  # fmt: skip

@@ -8,8 +8,9 @@ use of image j adds E[λ²]·x_j²/N, so with S the covariance of x² over the p
 
     score_j = ⟨ mean_i e_i² − μ,  S⁻¹(x_j² − mean x²) ⟩                                            (1)
 
-grows with u_j on average. If use does not depend on the place in the pool, scores are exchangeable over places;
-the mean score of the first m images then has mean 0 and variance s²/m·(1 − m/P), s² the variance of the scores.
+grows with u_j on average. If use does not depend on the place in the pool, scores are exchangeable
+over places; the mean score of the first m images then has mean 0 and variance s²/m·(1 − m/P), with s²
+the variance of the scores.
 That is tested for beginnings of 1/64 to 1/2 of the pool and for each tenth of it, by permutation's normal
 limit and Bonferroni at 0.001. It asks that the order of the pool says nothing about its contents: shuffle
 a pool sorted by class before it is published and used.

@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 from ...encoded_dataset import EncodedDataset
 from ...encoder_config import EncoderConfig
 from ...errors import InvalidInputError
+from ...readers.limits import reading
+from ...readers.npy_format import list_members
+from ..encodings_file import ENCODING_NAMES, LABEL_NAMES, read_array
 
 Floats = NDArray[np.floating[Any]]
 
@@ -93,23 +96,51 @@ class Release:
         )  # fmt: skip
 
     @classmethod
-    def read(cls, path: Path, *, config: EncoderConfig | None = None, scheme: str = "cross",
-             public_pool: NDArray[np.uint8] | None = None) -> Release:  # fmt: skip
-        """A folder of ``instahide encode`` (which says its law), or an ``.npz`` / ``.npy`` of anybody.
+    def read(
+        cls,
+        path: Path,
+        *,
+        labels: Path | None = None,
+        config: EncoderConfig | None = None,
+        scheme: str = "cross",
+        epochs: int = 1,
+        in_data_order: bool = True,
+        public_pool: NDArray[np.uint8] | None = None,
+        pixel_values: NDArray[np.float64] | None = None,
+    ) -> Release:
+        """A folder of ``instahide encode``, which says its law, or an ``.npz`` / ``.npy`` of anybody.
 
         An ``.npz`` holds ``encodings`` (N, C, H, W) or (N, H, W, C) and, if published, ``labels``.
 
+        Args:
+            labels: an array file of their own.
+            config, scheme, epochs, in_data_order: of an array file; a folder knows.
+
         Raises:
             InvalidInputError: no such file, not such a file, or no law for an array file.
+            IntegrityError: a damaged file.
         """
         if path.is_dir():
             return _read_folder(path, public_pool)
-        encodings, labels = _read_arrays(path)
         if config is None:
             raise InvalidInputError(
-                f"{path.name} does not say how it was encoded", hint="give the number of mixed images"
+                f"{path.name} does not say how it was encoded", hint="say how many images were mixed"
             )
-        return cls(_channels_first(encodings), labels, config, scheme, public_pool=public_pool)
+        encodings = _channels_first(read_array(path, ENCODING_NAMES))
+        weights = _labels_of(path, labels)
+        return cls(encodings, weights, config, scheme, epochs, in_data_order, public_pool, pixel_values)
+
+
+def _labels_of(path: Path, labels: Path | None) -> NDArray[Any] | None:
+    if labels is None and (path.suffix == ".npy" or not holds_array(path, LABEL_NAMES)):
+        return None
+    return read_array(labels or path, LABEL_NAMES)
+
+
+def holds_array(path: Path, names: tuple[str, ...]) -> bool:
+    """Whether an ``.npz`` has an array of one of ``names``."""
+    with reading(path, "an .npz file"):
+        return not set(names).isdisjoint(list_members(path))
 
 
 def _read_folder(path: Path, public_pool: NDArray[np.uint8] | None) -> Release:
@@ -127,25 +158,6 @@ def _read_folder(path: Path, public_pool: NDArray[np.uint8] | None) -> Release:
         manifest.row_order == "data",
         public_pool,
     )
-
-
-def _read_arrays(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return loaded, None
-        with loaded as arrays:
-            if "encodings" not in arrays:
-                raise InvalidInputError(
-                    f"{path.name} has no array named encodings", hint=f"it holds {', '.join(arrays.files)}"
-                )
-            return arrays["encodings"], arrays.get("labels")
-    except FileNotFoundError as error:
-        raise InvalidInputError(f"no file {path}", hint="check the path") from error
-    except (ValueError, OSError, EOFError) as error:
-        raise InvalidInputError(
-            f"{path.name} cannot be read: {error}", hint="give an .npz with encodings and labels"
-        ) from error
 
 
 def _channels_first(encodings: NDArray[Any]) -> NDArray[Any]:

@@ -134,22 +134,28 @@ def _replay_python(seed: int, rows: int, k: int) -> Floats:
     return np.array(rows_of_draws, dtype=np.float64)
 
 
+_legacy = np.random.RandomState()  # seeded anew for every replay: making one costs more than seeding it
+
+
+def _replay_numpy(seed: int, rows: int, k: int) -> Floats:
+    _legacy.seed(seed)
+    return np.abs(_legacy.normal(size=(rows, k)))
+
+
+def _replay_dirichlet(seed: int, rows: int, k: int) -> Floats:
+    _legacy.seed(seed)
+    return _legacy.dirichlet(np.ones(k), size=rows)
+
+
 SEED_LAWS: tuple[SeedLaw, ...] = (
-    SeedLaw(
-        "numpy.random.seed, normal",
-        lambda seed, rows, k: np.abs(np.random.RandomState(seed).normal(size=(rows, k))),
-        numpy_normals,
-    ),
+    SeedLaw("numpy.random.seed, normal", _replay_numpy, numpy_normals),
     SeedLaw("torch.manual_seed, randn", _replay_torch, torch_normals),
     SeedLaw("random.seed, gauss", _replay_python, python_normals),
     SeedLaw(
         "numpy.random.default_rng, normal",
         lambda seed, rows, k: np.abs(np.random.default_rng(seed).normal(size=(rows, k))),
     ),
-    SeedLaw(
-        "numpy.random.seed, dirichlet",
-        lambda seed, rows, k: np.random.RandomState(seed).dirichlet(np.ones(k), size=rows),
-    ),
+    SeedLaw("numpy.random.seed, dirichlet", _replay_dirichlet),
 )
 
 
@@ -221,7 +227,7 @@ def search_seeds(
     started = time.process_time()
     for first in range(seeds.start, seeds.stop, BLOCK_SEEDS):
         block = range(first, min(first + BLOCK_SEEDS, seeds.stop))
-        for seed in _candidates(law, checksum, block):
+        for seed in _candidates(law, checksum, block).tolist():
             if _is_confirmed(law, checksum, seed):
                 return seed, block.stop - seeds.start
         if progress is not None:
@@ -231,25 +237,38 @@ def search_seeds(
     return None, len(seeds)
 
 
-def _candidates(law: SeedLaw, checksum: LabelChecksum, block: range) -> list[int]:
+def _candidates(law: SeedLaw, checksum: LabelChecksum, block: range) -> NDArray[np.int64]:
     """Seeds whose first accepted row that has a label to compare with fits it."""
     active = np.arange(block.start, block.stop, dtype=np.int64)
-    hits: list[int] = []
-    k = checksum.config.num_mixed
-    for row in _informative_rows(checksum):
+    hits = [np.empty(0, dtype=np.int64)]
+    rows = _informative_rows(checksum)
+    for row in rows:
         if not active.size:
             break
-        shares, accepted = checksum.split(_row(law, active, row, k))
-        ratio, targets = shares[:, 0] / shares[:, -1], checksum.targets(row)
-        nearest = np.searchsorted(targets, ratio).clip(1, max(1, len(targets) - 1))
-        gap = np.minimum(
-            np.abs(targets[nearest - 1] - ratio), np.abs(targets[nearest % len(targets)] - ratio)
-        )
-        # A ratio of shares moves by at most tolerance·(1 + ratio) / max share ≤ 2·tolerance·k_priv.
-        fits = accepted & (gap <= 2 * checksum.num_private * checksum.tolerance) | np.isnan(ratio)
-        hits += active[fits].tolist()
+        fits, accepted = _fits(law, checksum, active, row)
+        hits.append(active[fits])
         active = active[~accepted & ~fits]
-    return hits
+    candidates = np.concatenate(hits)
+    if checksum.in_order:  # rows of a coarse grid fit by chance: a few more of them, before a replay
+        for row in rows[1:4]:
+            if candidates.size:
+                fits, accepted = _fits(law, checksum, candidates, row)
+                candidates = candidates[fits | ~accepted]
+    return candidates
+
+
+def _fits(
+    law: SeedLaw, checksum: LabelChecksum, seeds: NDArray[np.int64], row: int
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Whether the law accepts a row of each seed and a label shows its ratio; and whether it accepts it."""
+    shares, accepted = checksum.split(_row(law, seeds, row, checksum.config.num_mixed))
+    ratio, targets = shares[:, 0] / shares[:, -1], checksum.targets(row)
+    above = np.searchsorted(targets, ratio).clip(max=len(targets) - 1)
+    below = np.maximum(above - 1, 0)
+    gap = np.minimum(np.abs(targets[above] - ratio), np.abs(targets[below] - ratio))
+    # A ratio of shares moves by at most tolerance·(1 + ratio) / max share ≤ 2·tolerance·k_priv.
+    near = gap <= 2 * checksum.num_private * checksum.tolerance
+    return accepted & near | np.isnan(ratio), accepted
 
 
 def _informative_rows(checksum: LabelChecksum) -> list[int]:
