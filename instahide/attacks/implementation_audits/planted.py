@@ -24,7 +24,7 @@ from ...partners import draw_private_partners, draw_public_sources
 from ...randomness import Randomness
 from ..replica import Truth
 from .release import Release
-from .seed_search import SeedLaw
+from .seed_laws import SeedLaw
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,7 +32,8 @@ from .mask_reuse import audit_masks
 from .planted import Faults, plant, smooth_pictures
 from .public_coverage import audit_public_coverage
 from .release import Release
-from .seed_search import SEED_LAWS, audit_seeds
+from .seed_laws import SEED_LAWS
+from .seed_search import audit_seeds
 from .self_mixing import audit_self_mixing
 
 _COMPAT = EncoderConfig(num_mixed=4, num_private=2, mode="compat")

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,9 +46,7 @@ def audit_public_coverage(release: Release, *, progress: Callable[..., None] | N
     with Cost() as cost:
         scores = usage_scores(release, pool, progress=progress)
         z = {name: _standardised(scores, part) for name, part in _parts(len(pool)).items()}
-        from scipy.stats import norm
-
-        threshold = float(norm.isf(FAMILY_FALSE_ALARM / len(z)))
+        threshold = NormalDist().inv_cdf(1.0 - FAMILY_FALSE_ALARM / len(z))
     name, largest = max(z.items(), key=lambda item: item[1])
     found = largest > threshold
     verdict = (

@@ -5,29 +5,27 @@ Axes: S seeds tried together, N encodings, k sources, k_priv private ones, R row
 ``torch.manual_seed`` keeps 32 bits of a seed on the CPU (s and s + 2³² give the same draws), and so does
 ``numpy.random.seed``: 2³² tries exhaust them whatever the user typed. One soft label is a checksum: with
 classes apart it shows the private coefficients, whose ratio min / max does not change with the label's
-normalisation. A seed is a candidate if the first row it draws that the law accepts has the ratio of
-*any* published label (encodings may be shuffled); it is confirmed by replaying R rows with the real
-generator and counting how many have a label of exactly these weights. Where labels lie on a coarse
-grid every seed is a candidate, and the count is taken row against row, in the file's order.
+normalisation. A seed is a candidate if the first row it draws that the law accepts has the ratio of its
+label (of *any* label, where encodings are shuffled); it is confirmed by replaying 64 rows with the
+real generator and counting how many have a label of exactly these weights, against a wrong seed's count.
+On a coarse grid rows fit by chance, so there the file's order is needed.
 
 The masks of ``torch.randint(2)`` give another check: known mask bits of the first encoding against the
 lowest bits of the first outputs.
 
-Both are searched many seeds at once (:mod:`.mersenne_twister`): numpy's 397 seeding steps cost 0.4 µs a
-seed and core, so 2³² seeds are half an hour of one core. Generators whose seeding or sampling is not
-re-written here (``default_rng``, Dirichlet draws) are replayed one by one.
+Both are searched many seeds at once (:mod:`.mersenne_twister`): seeding costs 0.4 µs a seed and core, a
+whole try about 1 µs, so 2³² seeds are some 1.2 hours of one core. Generators whose seeding or sampling is
+not re-written (``default_rng``, Dirichlet draws) are replayed one by one.
 """
 
 from __future__ import annotations
 
 import math
-import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ...encoder_config import EncoderConfig
@@ -35,128 +33,18 @@ from ...errors import InvalidInputError
 from ..cost import Cost
 from ..view import AttackResult
 from .mask_recovery import KnownBits, background_bits
-from .mersenne_twister import MAX_FIRST_OUTPUTS, Words, first_outputs, first_outputs_of_python
+from .mersenne_twister import MAX_FIRST_OUTPUTS, first_outputs
 from .release import Release
+from .seed_laws import SEED_LAWS, Floats, SeedLaw
+from .statistics import binomial_tail_bound
 
 BLOCK_SEEDS = 1 << 14  # words of this many seeds fit the second-level cache
 REPLAYED_ROWS = 64
 FALSE_ALARM = 1e-12  # of one confirmation; 2³² candidates then give 0.004
-FIRST_ROWS = (
-    6  # rows tried while the law rejects a seed's draws: at k = 6 it rejects 44 %, six in a row 0.7 %
-)
+FIRST_ROWS = 6  # tried while the law rejects a seed's draws: at k = 6 it rejects 44 %, six in a row 0.7 %
 MASK_BITS = 64
 
-Floats = NDArray[np.float64]
 Progress = Callable[..., None]
-
-
-@dataclass(frozen=True, eq=False)
-class SeedLaw:
-    """How a seed becomes rows of k unnormalised coefficients.
-
-    Args:
-        name: the calls that draw them.
-        replay: (seed, rows, k) → (rows, k), by the real generator.
-        normals: (seeds, how many) → (how many, S) |normal| draws in their order, for many seeds at once;
-            ``None`` if only ``replay`` can be used.
-    """
-
-    name: str
-    replay: Callable[[int, int, int], Floats]
-    normals: Callable[[Words, int], Floats] | None = None
-
-
-def numpy_normals(seeds: Words, count: int) -> Floats:
-    """(count, S) of ``numpy.random.seed(s); numpy.random.normal(size=count)``: the polar method.
-
-    x₁, x₂ uniform on (−1, 1) until r² = x₁² + x₂² < 1; then f·x₂ and f·x₁ with f = √(−2 ln r² / r²).
-    """
-    return _polar(_doubles, seeds, count)
-
-
-def _polar(doubles: Callable[[Words, int], Floats], seeds: Words, count: int) -> Floats:
-    pairs = -(-count // 2)
-    tried = pairs + 3 + int(2 * math.sqrt(pairs))  # a pair is accepted with chance π/4
-    uniforms = 2.0 * doubles(seeds, 2 * tried) - 1.0
-    x1, x2 = uniforms[0::2], uniforms[1::2]
-    square = x1 * x1 + x2 * x2
-    accepted = (square < 1.0) & (square > 0.0)
-    place = np.cumsum(accepted, axis=0) - 1
-    out = np.full((2 * pairs, len(seeds)), np.nan)  # NaN where the tries ran out: decided by replay
-    take = accepted & (place < pairs)
-    _, columns = np.nonzero(take)
-    factor = np.sqrt(-2.0 * np.log(square[take]) / square[take])
-    out[2 * place[take], columns] = factor * x2[take]
-    out[2 * place[take] + 1, columns] = factor * x1[take]
-    return np.asarray(np.abs(out[:count]))
-
-
-def _doubles(seeds: Words, count: int) -> Floats:
-    """(count, S) numpy's 53-bit uniforms: (a·2²⁶ + b) / 2⁵³ from the top 27 and 26 bits of two words."""
-    words = first_outputs(seeds, 2 * count)
-    high = (words[0::2] >> np.uint32(5)).astype(np.float64)
-    return np.asarray((high * 67_108_864.0 + (words[1::2] >> np.uint32(6))) * 2.0**-53)
-
-
-def torch_normals(seeds: Words, count: int) -> Floats:
-    """(count, S) of ``torch.manual_seed(s); torch.randn(n, k)``, at least 16 values: Box-Muller by blocks.
-
-    Sixteen 24-bit uniforms u make √(−2 ln(1 − u_j))·cos 2πu_{j+8} and, in places 8..15, the sines.
-    """
-    words = first_outputs(seeds, -(-count // 16) * 16)
-    uniforms = (words & np.uint32(0xFFFFFF)).astype(np.float64) * 2.0**-24
-    blocks = uniforms.reshape(-1, 2, 8, len(seeds))
-    radius = np.sqrt(-2.0 * np.log1p(-blocks[:, 0]))
-    angle = 2.0 * np.pi * blocks[:, 1]
-    normals = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
-    return np.asarray(np.abs(normals.reshape(-1, len(seeds))[:count]))
-
-
-def python_normals(seeds: Words, count: int) -> Floats:
-    """(count, S) of ``random.seed(s); random.gauss(0, 1)``: √(−2 ln(1 − v))·cos 2πu, then the sine."""
-    words = first_outputs_of_python(seeds, 4 * -(-count // 2))
-    high = (words[0::2] >> np.uint32(5)).astype(np.float64)
-    uniforms = (high * 67_108_864.0 + (words[1::2] >> np.uint32(6))) * 2.0**-53
-    angle, radius = 2.0 * np.pi * uniforms[0::2], np.sqrt(-2.0 * np.log1p(-uniforms[1::2]))
-    normals = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
-    return np.asarray(np.abs(normals.reshape(-1, len(seeds))[:count]))
-
-
-def _replay_torch(seed: int, rows: int, k: int) -> Floats:
-    generator = torch.Generator().manual_seed(seed)
-    size = (max(rows, 16), k)
-    return np.asarray(np.abs(torch.randn(size, generator=generator).double().numpy())[:rows])
-
-
-def _replay_python(seed: int, rows: int, k: int) -> Floats:
-    draw = random.Random(seed).gauss  # noqa: S311  the broken generator is the point
-    rows_of_draws = [[abs(draw(0, 1)) for _ in range(k)] for _ in range(rows)]
-    return np.array(rows_of_draws, dtype=np.float64)
-
-
-_legacy = np.random.RandomState()  # seeded anew for every replay: making one costs more than seeding it
-
-
-def _replay_numpy(seed: int, rows: int, k: int) -> Floats:
-    _legacy.seed(seed)
-    return np.abs(_legacy.normal(size=(rows, k)))
-
-
-def _replay_dirichlet(seed: int, rows: int, k: int) -> Floats:
-    _legacy.seed(seed)
-    return _legacy.dirichlet(np.ones(k), size=rows)
-
-
-SEED_LAWS: tuple[SeedLaw, ...] = (
-    SeedLaw("numpy.random.seed, normal", _replay_numpy, numpy_normals),
-    SeedLaw("torch.manual_seed, randn", _replay_torch, torch_normals),
-    SeedLaw("random.seed, gauss", _replay_python, python_normals),
-    SeedLaw(
-        "numpy.random.default_rng, normal",
-        lambda seed, rows, k: np.abs(np.random.default_rng(seed).normal(size=(rows, k))),
-    ),
-    SeedLaw("numpy.random.seed, dirichlet", _replay_dirichlet),
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -284,12 +172,10 @@ def _row(law: SeedLaw, seeds: NDArray[np.int64], row: int, k: int) -> Floats:
 
 def _is_confirmed(law: SeedLaw, checksum: LabelChecksum, seed: int) -> bool:
     """Whether replayed rows have labels of their weights far more often than those of a wrong seed."""
-    from scipy.stats import binom
-
     right, tried = _matches(law, checksum, seed)
     wrong, wrong_tried = _matches(law, checksum, seed ^ 0x5A5A5A5A)
     chance = (wrong + 1) / (wrong_tried + 2)
-    return bool(tried >= 8 and binom.sf(right - 1, tried, chance) < FALSE_ALARM)
+    return tried >= 8 and binomial_tail_bound(right, tried, chance) < FALSE_ALARM
 
 
 def _matches(law: SeedLaw, checksum: LabelChecksum, seed: int) -> tuple[int, int]:

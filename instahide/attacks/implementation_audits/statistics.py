@@ -25,3 +25,14 @@ def fair_signs_threshold(comparisons: int, *, false_alarm: float = FAMILY_FALSE_
     independence of the sums.
     """
     return math.sqrt(2.0 * math.log(2.0 * max(1, comparisons) / false_alarm))
+
+
+def binomial_tail_bound(hits: int, trials: int, chance: float) -> float:
+    """An upper bound of P(at least ``hits`` of ``trials``): exp(−n·KL(hits/n ‖ chance)) (Chernoff)."""
+    share = hits / trials
+    if share <= chance:
+        return 1.0
+    divergence = share * math.log(share / chance)
+    if share < 1.0:
+        divergence += (1.0 - share) * math.log((1.0 - share) / (1.0 - chance))
+    return math.exp(-trials * divergence)
