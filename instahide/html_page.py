@@ -140,6 +140,32 @@ def line_chart(
     )
 
 
+def scatter_chart(
+    points: Mapping[str, tuple[float, float]], *, x_label: str, y_label: str, caption: str
+) -> str:
+    """Numbered points in the unit square; the numbers are explained in a list below the picture."""
+    left, right, top, bottom = 56.0, 700.0, 16.0, 380.0
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return left + x * (right - left), bottom - y * (bottom - top)
+
+    ticks = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    drawn = _axes(left, right, top, bottom, 0.0, 1.0, ticks, place, x_label, y_label, False, False)
+    for number, (name, (x, y)) in enumerate(points.items(), start=1):
+        at_x, at_y = place(min(max(x, 0.0), 1.0), min(max(y, 0.0), 1.0))
+        colour = PALETTE[(number - 1) % len(PALETTE)]
+        drawn.append(
+            f"<g><title>{escape(name)}: {x:.3f}, {y:.3f}</title>"
+            f'<circle cx="{at_x:.1f}" cy="{at_y:.1f}" r="5" fill="{colour}"/>'
+            f'<text x="{at_x + 7:.1f}" y="{at_y - 5:.1f}">{number}</text></g>'
+        )
+    names = "; ".join(f"{number} {name}" for number, name in enumerate(points, start=1))
+    return (
+        f'<figure><svg viewBox="0 0 720 430" role="img" aria-label="{escape(caption)}">{"".join(drawn)}</svg>'
+        f"<figcaption>{escape(caption)} {escape(names)}.</figcaption></figure>"
+    )
+
+
 def _axes(  # type: ignore[no-untyped-def]
     left, right, top, bottom, low, high, xs, place, x_label, y_label, log_x, log_y
 ) -> list[str]:

@@ -26,7 +26,7 @@ THREATS = {
     "implementation": "Secrets the implementation gives away",
     "privacy-budget": "A claimed privacy budget contradicted",
 }
-LOG_SCALE = "(log scale)"
+LOG_SCALES = ("(log scale)", "(log)")
 MAX_TABLE_POINTS = 16
 
 
@@ -132,8 +132,8 @@ def _curves(values: Mapping[str, Any]) -> list[str]:
         x_label=x_label,
         y_label=y_label,
         caption=f"{values['name']}: {y_label} against {x_label}.",
-        log_x=x_label.endswith(LOG_SCALE),
-        log_y=y_label.endswith(LOG_SCALE),
+        log_x=x_label.endswith(LOG_SCALES),
+        log_y=y_label.endswith(LOG_SCALES),
     )
     rows = [[name, float(x), float(y)] for name, line in curves.items() for x, y in _thinned(line)]
     return [chart, table(["line", x_label, y_label], rows)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from . import challenge, listing, membership, report
+from . import audits, challenge, frontier, listing, membership, report, update_inversion
 
 app = typer.Typer(help="Attack encodings and updates; report what leaks.", no_args_is_help=True)
 run_app = typer.Typer(help="Run one attack.", no_args_is_help=True)
@@ -22,6 +22,9 @@ def run() -> None:
 
 app.add_typer(run_app, name="run")
 app.add_typer(challenge.app, name="challenge")
+app.command("frontier")(frontier.frontier)
 app.command("list")(listing.list_attacks)
 app.command("report")(report.report)
 run_app.command("membership")(membership.membership)
+run_app.command("audits")(audits.audits)
+run_app.command("update-inversion")(update_inversion.update_inversion)

@@ -53,6 +53,19 @@ def _instahide(k: int, *, pool: bool, mode: str = "compat", bits: int | None = N
     )
 
 
+def _dp_instahide(scale: float) -> EncoderConfig:
+    return EncoderConfig(
+        num_mixed=4,
+        num_private=4,
+        mode="dp",
+        coefficient_law="equal",
+        noise_law="gaussian",
+        noise_scale=scale,
+        label_noise_scale=scale / 4,
+        output_range=1 + 3 * scale,
+    )
+
+
 DEFENCES: tuple[Defence, ...] = (
     Defence(name="plain", words="federated training on plain images; each site's update is seen"),
     Defence(
@@ -99,6 +112,23 @@ DEFENCES: tuple[Defence, ...] = (
         encoding=EncoderConfig(),
         uses_pool=True,
         sites_summed=5,
+    ),
+    *(
+        Defence(
+            name=f"DP-InstaHide, noise {scale:g}",
+            words=f"four private images in equal parts, Gaussian noise of {scale:g} on every value and of "
+            "a quarter of that on the label",
+            encoding=_dp_instahide(scale),
+        )
+        for scale in (2.0, 4.0)
+    ),
+    *(
+        Defence(
+            name=f"DP-SGD, noise {multiplier:g}",
+            words=f"plain images; gradients of single images clipped, noise multiplier {multiplier:g}",
+            noise_multiplier=multiplier,
+        )
+        for multiplier in (0.7, 1.0, 2.0)
     ),
     *(
         Defence(

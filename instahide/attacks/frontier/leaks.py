@@ -72,4 +72,14 @@ def membership_of_encodings(defence: Defence, trained: TrainedDefence, data: Fro
     )
 
 
+def exposure(leak: Leak | None) -> float:
+    """A leak on a common scale: 0 is chance (or nothing leaves), 1 is everything.
+
+    (value − chance) / (1 − chance). It orders defences within a column; across columns it is a convention.
+    """
+    if leak is None:
+        return 0.0
+    return max(0.0, (leak.value - leak.chance) / (1 - leak.chance))
+
+
 Question = Callable[[Defence, TrainedDefence, FrontierData], Leak | None]

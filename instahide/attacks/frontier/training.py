@@ -31,6 +31,7 @@ from ..update_inversion.defences import pruned
 from .data import FrontierData
 from .defences import Defence
 
+NETWORK = "small-cnn"
 NUM_SITES = 5
 TARGET_DELTA = 1e-3
 
@@ -58,7 +59,7 @@ def train_under(defence: Defence, data: FrontierData, config: TrainingConfig) ->
     members = data.members
     masked = defence.encoding is not None and defence.encoding.has_sign_mask
     model = build_model(
-        "small-cnn",
+        NETWORK,
         image_shape=members.image_shape,
         num_classes=members.num_classes,
         absolute_input=masked,

@@ -1,0 +1,142 @@
+"""The frontier as numbers: one row a defence, kept so that a run can go on where it stopped."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...atomic import atomic_write_text
+from ...errors import IntegrityError, InvalidInputError
+from ...training_config import TrainingConfig
+from .data import FrontierData
+from .defences import Defence
+from .leaks import Leak, Question, exposure, membership_of_encodings
+from .model_leaks import membership_of_model, update_inversion
+from .recovery_leak import recovery_of_encodings
+from .training import TARGET_DELTA, TrainedDefence, train_under
+
+FORMAT = "instahide-frontier/1"
+QUESTIONS: dict[str, Question] = {
+    "recovery": recovery_of_encodings,
+    "membership": membership_of_encodings,
+    "model": membership_of_model,
+    "update": update_inversion,
+}
+Progress = Callable[..., None]
+
+
+@dataclass(frozen=True)
+class FrontierRow:
+    """One defence: accuracy in each inference mode, leaks, epsilon if it has one, cost."""
+
+    name: str
+    words: str
+    accuracy: dict[str, float | None]
+    accuracy_interval: tuple[float, float]
+    epsilon: float | None
+    leaks: dict[str, Leak | None] = field(default_factory=dict)
+    train_cpu_seconds: float = 0.0
+    attack_cpu_seconds: float = 0.0
+
+    @property
+    def worst(self) -> float:
+        """The largest exposure over the questions, 0 to 1."""
+        return max(map(exposure, self.leaks.values()), default=0.0)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> FrontierRow:
+        """The row that ``asdict`` wrote."""
+        leaks = {
+            name: None if leak is None else Leak(**{**leak, "interval": _pair(leak["interval"])})
+            for name, leak in values["leaks"].items()
+        }
+        limits = values["accuracy_interval"]
+        return cls(**{**values, "leaks": leaks, "accuracy_interval": (limits[0], limits[1])})
+
+
+def run_frontier(
+    data: FrontierData,
+    defences: Sequence[Defence],
+    config: TrainingConfig,
+    file: Path,
+    *,
+    fingerprint: dict[str, Any],
+    progress: Progress | None = None,
+) -> list[FrontierRow]:
+    """Measure every defence; rows already in ``file`` are kept, and every new one is added to it at once.
+
+    Args:
+        fingerprint: what the rows depend on (data, split, training); a file made otherwise is refused.
+        progress: called as ``progress(done, total, text)``.
+
+    Raises:
+        InvalidInputError: ``file`` belongs to another run.
+        IntegrityError: ``file`` is not readable.
+    """
+    rows = {row.name: row for row in _read(file, fingerprint)}
+    for index, defence in enumerate(defences):
+        if progress is not None:
+            progress(index, len(defences), defence.name)
+        if defence.name in rows:
+            continue
+        rows[defence.name] = measure(defence, data, config)
+        _write(file, fingerprint, [rows[item.name] for item in defences if item.name in rows])
+    return [rows[defence.name] for defence in defences]
+
+
+def measure(defence: Defence, data: FrontierData, config: TrainingConfig) -> FrontierRow:
+    """Train under one defence and ask every question."""
+    trained = train_under(defence, data, config)
+    started = time.process_time()
+    leaks = {name: question(defence, trained, data) for name, question in QUESTIONS.items()}
+    return FrontierRow(
+        defence.name,
+        defence.words,
+        _accuracies(trained),
+        trained.report.plain.accuracy_interval,
+        trained.epsilon,
+        leaks,
+        trained.cpu_seconds,
+        time.process_time() - started,
+    )
+
+
+def _accuracies(trained: TrainedDefence) -> dict[str, float | None]:
+    report = trained.report
+    modes = {"plain": report.plain, "one_view": report.encoded_once, "ten_views": report.encoded_average}
+    return {name: None if mode is None else mode.accuracy for name, mode in modes.items()}
+
+
+def _read(file: Path, fingerprint: dict[str, Any]) -> list[FrontierRow]:
+    if not file.exists():
+        return []
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        if values["format"] != FORMAT:
+            raise ValueError(values["format"])
+        made_for, rows = values["fingerprint"], [FrontierRow.from_dict(row) for row in values["rows"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(f"{file} is not a frontier: {error}", hint="remove it and run again") from error
+    if made_for != json.loads(json.dumps(fingerprint)):
+        raise InvalidInputError(
+            f"{file} holds the frontier of other data or settings", hint="give a new folder"
+        )
+    return rows
+
+
+def _write(file: Path, fingerprint: dict[str, Any], rows: Sequence[FrontierRow]) -> None:
+    document = {
+        "format": FORMAT,
+        "fingerprint": fingerprint,
+        "target_delta": TARGET_DELTA,
+        "rows": [asdict(row) for row in rows],
+    }
+    atomic_write_text(file, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+
+
+def _pair(limits: Sequence[float] | None) -> tuple[float, float] | None:
+    return None if limits is None else (limits[0], limits[1])
