@@ -23,6 +23,7 @@ from ..encoder_config import EncoderConfig
 from ..images import ImageSet
 from .membership import NUM_REFERENCES, MembershipAttacker
 from .membership_outcome import membership_outcome
+from .membership_search import found_first, searched_scores
 
 NUM_CANARIES, NUM_STRANGERS = 20, 200
 MAX_CANDIDATES = 1000
@@ -39,14 +40,19 @@ class MembershipChecks:
 
 
 def membership_checks(
-    attacker: MembershipAttacker, candidates: ImageSet, is_member: NDArray[np.bool_], *, seed: int = 0
+    attacker: MembershipAttacker,
+    candidates: ImageSet,
+    is_member: NDArray[np.bool_],
+    *,
+    search: bool = False,
+    seed: int = 0,
 ) -> MembershipChecks:
-    """Both checks, with the attacker's law, whitening and encodings."""
+    """Both checks, with the attacker's law, whitening and encodings; with ``search`` as the attack had it."""
     rng = np.random.default_rng(seed)
     found = {k: planted_canaries_found(attacker, num_mixed=k, rng=rng) for k in (1, 2)}
     share, count = found[1]
     has_power = share >= ENOUGH_FOUND or not count
-    auc, is_quiet = noise_auc(attacker, candidates, is_member, rng=rng)
+    auc, is_quiet = noise_auc(attacker, candidates, is_member, search=search, rng=rng)
     return MembershipChecks(
         {"power": _power_words(found, has_power), "null": _null_words(auc, is_quiet)}, has_power, is_quiet
     )
@@ -92,6 +98,7 @@ def noise_auc(
     candidates: ImageSet,
     is_member: NDArray[np.bool_],
     *,
+    search: bool = False,
     rng: np.random.Generator,
 ) -> tuple[float, bool]:
     """AUC of the attack on encodings without a picture, and whether its verdict is "nothing found"."""
@@ -100,7 +107,10 @@ def noise_auc(
     rows = np.concatenate(
         [rng.permutation(np.flatnonzero(group))[: MAX_CANDIDATES // 2] for group in (is_member, ~is_member)]
     )
-    scores, members = attacker.scores(noise, None, ImageSet(candidates.images[rows])), is_member[rows]
+    chosen, members = ImageSet(candidates.images[rows]), is_member[rows]
+    scores = attacker.scores(noise, None, chosen)
+    if search:
+        scores = found_first(searched_scores(replace(attacker.view, encodings=noise), chosen), scores)
     outcome = membership_outcome(scores[members], scores[~members])
     return outcome.metrics["auc"], not outcome.leaked
 

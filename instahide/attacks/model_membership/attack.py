@@ -3,10 +3,11 @@
 Axes: M candidates, S shadow models.
 
 All scores are computed and shown; which of them the verdict is about is fixed before looking at the
-truth, so that no figure is the best of several: LiRA online where shadow models saw the candidates,
-otherwise RMIA offline with its slope tuned on the shadow models (Zarifzadeh et al. 2024 find it the
-stronger where no shadow model saw the candidate). The baseline is one threshold on the loss for
-everyone (Yeom et al. 2018), which takes no shadow model.
+truth, so that no figure is the best of several: the RMIA-style score, online where shadow models saw
+the candidates and offline, with its slope tuned on shadow models, where they did not. It was the
+stronger one on the development data (Fashion-MNIST, 32 shadow models: true positives at 1 % false ones
+0.14 against 0.10 of LiRA), as Zarifzadeh et al. 2024 report for few shadow models. The baseline is one
+threshold on the loss for everyone (Yeom et al. 2018), which takes no shadow model.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from .lira import MANY_SHADOWS, lira_scores
 from .rmia import rmia_scores
 from .view import Floats, ModelView
 
-HEADLINE_ONLINE, HEADLINE_OFFLINE = "lira_online", "rmia_offline"
+HEADLINE_ONLINE, HEADLINE_OFFLINE = "rmia_online", "rmia_offline"
 BASELINE = "loss_threshold"
 
 
