@@ -156,4 +156,4 @@ def _write(out: Path, inversion: Inversion) -> None:
     if inversion.labels is not None:
         arrays["labels"] = inversion.labels.numpy()
     with atomic_path(out / "recovered.npz") as temporary, temporary.open("wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, allow_pickle=False, **arrays)

@@ -10,12 +10,13 @@ attacks on encodings apply as if it had been released. See ``released.py``.
 from __future__ import annotations
 
 from .attack import attack_update
-from .capture import read_round_checkpoints, read_truth, read_update, write_update
+from .capture import read_truth, read_update, write_update
 from .defences import defend, securely_aggregated
 from .inversion import Inversion, InversionSettings, invert
 from .local_update import observe
 from .networks import NETWORK_NAMES, build_network
 from .released import view_of_recovered
+from .round_checkpoints import read_round_checkpoints
 from .view import Defence, LocalTraining, UpdateView
 
 __all__ = [

@@ -3,9 +3,9 @@
 Axes: n images, K classes.
 
 Geiping, Bauermeister, Dröge & Moeller 2020 (section 5): the direction of a gradient tells about the image,
-its length mostly how well the image is already fitted. Minimise 1 − cos(g, g*) + α·TV(x) with Adam on the *sign*
-of the objective's gradient, rate 0.1 divided by ten after 3/8, 5/8 and 7/8 of the steps, pixels kept in the
-box after each step. Works for ReLU networks and updates of several steps, where L-BFGS stalls.
+its length mostly how well the image is already fitted. Minimise 1 − cos(g, g*) + α·TV(x) with Adam on the
+*sign* of the objective's gradient, rate 0.1 divided by ten after 3/8, 5/8 and 7/8 of the steps, pixels kept
+in the box after each step. Works for ReLU networks and updates of several steps, where L-BFGS stalls.
 """
 
 from __future__ import annotations

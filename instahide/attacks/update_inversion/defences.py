@@ -2,7 +2,7 @@
 
 Axes: D weights, m sites.
 
-* **Pruning** keeps the largest share 1 − p of each tensor (Aji & Heafield 2017; a defence in Zhu et al. 2019).
+* **Pruning** keeps the largest share 1 − p of each tensor (Aji & Heafield 2017; tried by Zhu et al. 2019).
 * **Clip and noise**: shorten the update to C, add N(0, (z·C)²) to each value. This is the mechanism of
   DP-FedAvg for one release, *not* a statement of privacy: no accountant is run here.
 * **Secure aggregation**: the server gets only the mean over m sites.

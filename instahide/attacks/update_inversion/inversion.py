@@ -25,13 +25,14 @@ from torch import nn
 
 from ...errors import InvalidInputError
 from ...mixing import to_unit_range
-from .analytic import MAX_ROUNDS, AffinePlane, FirstLayerRecovery, first_dense_layer, recover_from_first_layer
+from .analytic import AffinePlane, FirstLayerRecovery, first_dense_layer, recover_from_first_layer
 from .attempt import Attempt, Budget, agreement
 from .cosine import cosine_inversion
 from .deep_leakage import deep_leakage
 from .labels import infer_hard_labels, labels_from_images
 from .local_update import Simulator
 from .objective import Objective, running_statistics
+from .sparse_batch import MAX_ROUNDS
 from .view import BatchStatistics, UpdateView
 
 METHODS = ("auto", "analytic", "lbfgs", "cosine")
@@ -141,6 +142,7 @@ def invert(
     """
     settings = settings or InversionSettings()
     method, plane = settings.method, None
+    smooth = any(isinstance(module, SMOOTH) for module in view.model.modules())
     if all(not value.any() for value in view.observed.values()):
         raise InvalidInputError("the update is zero everywhere", hint="nothing was trained, or not captured")
     if method in ("auto", "analytic") and (method == "analytic" or first_dense_layer(view) is not None):
@@ -149,10 +151,11 @@ def invert(
         if method == "analytic" or bool(found.verified.any()) or recovery.rank == 0:
             return found
         plane = recovery.plane
-        if plane is None or recovery.rank < view.num_images:
+        # Several steps in an unknown order move the weights: the plane holds, the rest only nearly.
+        followed = smooth or view.kind == "gradient" or view.site_plan.num_steps == 1
+        if plane is None or recovery.rank < view.num_images or not followed:
             return found
     if method == "auto":
-        smooth = any(isinstance(module, SMOOTH) for module in view.model.modules())
         method = "lbfgs" if plane is not None or smooth else "cosine"
     return _optimised(view, settings, method, plane, max_seconds, progress)
 

@@ -2,7 +2,7 @@ r"""Labels from the last dense layer.
 
 Axes: n images, K classes, F features of the last layer, p_i = softmax(z_i), t_i the soft label.
 
-The gradient of the soft cross-entropy with respect to the scores is (Σ_k t_ik)·p_i − t_i, so with features h_i
+The gradient of the soft cross-entropy with respect to the scores is (Σ_k t_ik)·p_i − t_i. With features h_i
 
     ∇b_k = mean_i (p_ik·|t_i| − t_ik)      ∇W_k = mean_i (p_ik·|t_i| − t_ik)·h_i.                (1)
 
@@ -105,4 +105,5 @@ def labels_from_images(view: UpdateView, images: torch.Tensor) -> torch.Tensor |
     # R = |t|·p − t: at a class the label does not hold, R_k = |t|·p_k, and nowhere is it more.
     prediction = scores.softmax(1)
     weight = (residual / prediction.clamp_min(1e-12)).amax(1, keepdim=True).clamp(0, 1)
-    return (weight * prediction - residual).clamp_min(0)
+    labels: torch.Tensor = (weight * prediction - residual).clamp_min(0)
+    return labels

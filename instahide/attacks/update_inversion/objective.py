@@ -96,7 +96,8 @@ class Objective:
     def _cosine(self, sent: list[torch.Tensor]) -> torch.Tensor:
         inner = [(g * seen).sum() for g, seen in zip(sent, self.simulator.observed, strict=True)]
         norm = torch.stack([g.square().sum() for g in sent]).sum().sqrt()
-        return torch.stack(inner).sum() / (norm.clamp_min(1e-30) * self.size**0.5)
+        cosine: torch.Tensor = torch.stack(inner).sum() / (norm.clamp_min(1e-30) * self.size**0.5)
+        return cosine
 
     def _keep(self, name: str):  # type: ignore[no-untyped-def]
         def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
