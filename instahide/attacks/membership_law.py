@@ -158,7 +158,8 @@ def _own_coefficients(view: AttackerView, role: str) -> NDArray[np.float64]:
     """(n, private sources) coefficients a private image may have; (n, 1) the query's, the largest."""
     config, stream = view.config, Randomness().stream("coefficients")
     if role == "query":
-        return draw_coefficients(stream, NUM_COEFFICIENTS, config).max(axis=1, keepdims=True)
+        largest = draw_coefficients(stream, NUM_COEFFICIENTS, config).max(axis=1, keepdims=True)
+        return np.asarray(largest, dtype=np.float64)
     bounded = config.num_private if view.scheme == "cross" else None
     drawn = draw_coefficients(stream, NUM_COEFFICIENTS, config, num_private=bounded)
     return drawn[:, : config.num_private]

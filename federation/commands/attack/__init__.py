@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from . import audits, challenge, frontier, listing, membership, report, update_inversion
+from . import audits, challenge, frontier, listing, membership, model_membership, report, update_inversion
 
 app = typer.Typer(help="Attack encodings and updates; report what leaks.", no_args_is_help=True)
 run_app = typer.Typer(help="Run one attack.", no_args_is_help=True)
@@ -28,3 +28,4 @@ app.command("report")(report.report)
 run_app.command("membership")(membership.membership)
 run_app.command("audits")(audits.audits)
 run_app.command("update-inversion")(update_inversion.update_inversion)
+run_app.command("model-membership")(model_membership.model_membership)

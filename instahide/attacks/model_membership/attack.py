@@ -97,13 +97,19 @@ def model_membership(
         for name, values in scores.items()
     }
     metrics, intervals = _figures(outcomes, headline)
+    checks, has_power = _checks(view, scores[headline], truth, headline, canaries, check, seed)
+    leaked = outcomes[headline].leaked
+    verdict = outcomes[headline].sentence("a training image", "in the trained model")
+    if leaked is False and not has_power:
+        leaked = None
+        verdict = "Undecided: nothing was found, but planted canaries were not found either."
     return AttackResult(
         metrics=metrics,
         intervals=intervals,
-        verdict=outcomes[headline].sentence("a training image", "in the trained model"),
-        leaked=outcomes[headline].leaked,
+        verdict=verdict,
+        leaked=leaked,
         baselines=dict(outcomes[BASELINE].metrics),
-        checks=_checks(view, scores[headline], truth, headline, canaries, check, seed),
+        checks=checks,
         curves={name.replace("_", " "): outcome.curve for name, outcome in outcomes.items()},
         curve_axes=ROC_AXES,
         **common,
@@ -145,12 +151,14 @@ def _checks(
     canaries: NDArray[np.bool_] | None,
     check: bool,
     seed: int,
-) -> dict[str, str]:
-    checks = {}
+) -> tuple[dict[str, str], bool]:
+    """Words, and whether the canaries were found (true where none were planted)."""
+    checks, has_power = {}, True
     if canaries is not None and (canaries & truth).any() and (canaries & ~truth).any():
         planted = membership_outcome(scores[canaries & truth], scores[canaries & ~truth])
         low, high = planted.intervals["auc"]
-        found = "found" if low > 0.5 else "NOT found"
+        has_power = low > 0.5
+        found = "found" if has_power else "NOT found"
         checks["power"] = (
             f"{int(canaries.sum())} canaries with a wrong label, {int((canaries & truth).sum())} of them "
             f"trained on: {found}, AUC {planted.metrics['auc']:.2f} ({low:.2f} to {high:.2f})"
@@ -163,7 +171,7 @@ def _checks(
             f"a target that saw no candidate: {'ALARM' if null.leaked else 'nothing found'}, "
             f"AUC {null.metrics['auc']:.2f} ({low:.2f} to {high:.2f})"
         )
-    return checks
+    return checks, has_power
 
 
 def _assumptions(view: ModelView) -> tuple[str, ...]:

@@ -44,7 +44,7 @@ class Ensemble:
             )
         networks = [build_from_spec(spec, seed) for seed in initialization_seeds]
         self._skeleton = networks[0]
-        stacked, _ = torch.func.stack_module_state(networks)  # type: ignore[arg-type]
+        stacked, _ = torch.func.stack_module_state(networks)
         self.parameters: dict[str, nn.Parameter] = {
             name: nn.Parameter(value.detach()) for name, value in stacked.items()
         }
@@ -53,7 +53,8 @@ class Ensemble:
     def scores(self, images: torch.Tensor) -> torch.Tensor:
         """(S, B, K) before the softmax, for images (S, B, C, H, W), or (B, C, H, W) shown to all."""
         own = 0 if images.ndim == 5 else None
-        called: torch.Tensor = torch.func.vmap(self._one, in_dims=(0, own))(self.parameters, images)
+        stacked: dict[str, torch.Tensor] = dict(self.parameters)
+        called: torch.Tensor = torch.func.vmap(self._one, in_dims=(0, own))(stacked, images)
         return called
 
     def _one(self, parameters: dict[str, torch.Tensor], images: torch.Tensor) -> torch.Tensor:

@@ -87,9 +87,26 @@ class ShadowRun:
         answers = self.answers[queries]
         return ModelView(answers[target], answers[self.num_targets :], self.members[self.num_targets :])
 
+    def assumptions(self, queries: str = "plain") -> tuple[str, ...]:
+        """How the models came about, in sentences."""
+        if self.settings["law"] is None:
+            data = "plain images"
+        elif self.settings["fresh_every_epoch"]:
+            data = "encodings of its images, fresh every epoch"
+        else:
+            data = "encodings of its images, one release for all epochs"
+        early = ("time ran out before all shadow models were trained",) if self.stopped_early else ()
+        return (
+            f"target and shadow models learn from {data}, with one architecture, schedule and law",
+            "queries are plain images"
+            if queries == "plain"
+            else f"queries are {self.settings['num_views']} encoded views each, answers averaged",
+            *early,
+        )
+
     def truth(self, target: int = 0) -> NDArray[np.bool_]:
         """(M,) who was in ``target``: for scoring only."""
-        return self.members[target]
+        return np.asarray(self.members[target], dtype=bool)
 
 
 def train_shadow_models(
@@ -277,7 +294,7 @@ class _Trainer:
 class _few_pixels_known(warnings.catch_warnings):  # noqa: N801 (a context manager)
     """Without the encoder's warning about small images, which is for those who encode."""
 
-    def __enter__(self) -> None:  # type: ignore[override]
+    def __enter__(self) -> None:
         super().__enter__()
         warnings.simplefilter("ignore", FewPixelsWarning)
 
