@@ -185,7 +185,7 @@ def noise_multiplier_for(
             multiplier, sample_rate, num_steps, target_delta, method="rdp"
         )
 
-    # The moments accountant is quick and asks for somewhat more noise than needed: search below it.
+    # The moments accountant is quick and asks for some more noise than needed: search a little below it.
     enough = bisect(by_moments, relative=1e-3)
     share = bisect(
         lambda share: (
@@ -193,6 +193,7 @@ def noise_multiplier_for(
             <= target_epsilon
         ),
         relative=5e-3,
+        low=0.7,
     )
     return enough * share
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from importlib import import_module
 from typing import Any
 
@@ -143,14 +144,22 @@ def sampled_gaussian_epsilon(
         return float(accountant.get_epsilon(delta))
     accounting = require("dp_accounting")
     event = accounting.PoissonSampledDpEvent(sample_rate, accounting.GaussianDpEvent(noise_multiplier))
-    if method == "rdp":
-        accountant = accounting.rdp.RdpAccountant(list(_WHOLE_RDP_ORDERS))
-    elif method == "pld":
-        accountant = require("dp_accounting.pld").PLDAccountant()
-    else:
+    if method == "pld":
+        return float(_sampled_gaussian_loss(noise_multiplier, sample_rate, num_steps).get_epsilon(delta))
+    if method != "rdp":
         raise InvalidInputError(f"no accounting method {method!r}", hint="use pld, rdp or prv")
+    accountant = accounting.rdp.RdpAccountant(list(_WHOLE_RDP_ORDERS))
     accountant.compose(event, num_steps)
     return float(accountant.get_epsilon(delta))
+
+
+@lru_cache(maxsize=4)
+def _sampled_gaussian_loss(noise_multiplier: float, sample_rate: float, num_steps: int) -> Any:
+    """The composed privacy loss, which answers for every δ; composing it is what takes time."""
+    accounting = require("dp_accounting")
+    accountant = require("dp_accounting.pld").PLDAccountant()
+    event = accounting.PoissonSampledDpEvent(sample_rate, accounting.GaussianDpEvent(noise_multiplier))
+    return accountant.compose(event, num_steps)
 
 
 def check_delta(delta: float) -> None:
@@ -159,14 +168,13 @@ def check_delta(delta: float) -> None:
         raise InvalidInputError(f"target_delta is {delta!r}", hint="use well below one over the people: 1e-5")
 
 
-def bisect(holds: Callable[[float], bool], *, relative: float = 1e-9) -> float:
-    """The smallest positive number for which ``holds``, which stays true from there on (to ``relative``)."""
+def bisect(holds: Callable[[float], bool], *, relative: float = 1e-9, low: float = 0.0) -> float:
+    """The smallest number above ``low`` for which ``holds``, which stays true from there on."""
     high = 1.0
     while not holds(high):
         high *= 2
         if high > 1e12:
             return math.inf
-    low = 0.0
     for _ in range(_BISECTIONS):
         if high - low <= relative * high:
             break
