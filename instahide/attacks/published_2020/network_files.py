@@ -12,11 +12,13 @@ from .pipeline import Networks, PipelineSettings
 KINDS = ("pairs", "groups")
 
 
-def save_networks(networks: Networks, settings: PipelineSettings, path: Path, *, channels: int) -> None:
-    """Write both networks for images of ``channels`` channels."""
+def save_networks(
+    networks: Networks, settings: PipelineSettings, path: Path, *, shape: tuple[int, int, int]
+) -> None:
+    """Write both networks for images of ``shape`` (C, H, W)."""
     from safetensors.torch import save_file
 
-    tensors, metadata = {}, {"channels": str(channels)}
+    tensors, metadata = {}, {"shape": " ".join(map(str, shape))}
     for kind in KINDS:
         chosen: PairNetworkSettings = getattr(settings, kind)
         network: PairNetwork = getattr(networks, kind)
@@ -36,6 +38,8 @@ def load_networks(path: Path) -> Networks:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             built = {}
+            C, H, W = (int(size) for size in metadata["shape"].split())
+            shape = (C, H, W)
             for kind in KINDS:
                 settings = PairNetworkSettings(
                     architecture=metadata[f"{kind}.architecture"],
@@ -43,7 +47,7 @@ def load_networks(path: Path) -> Networks:
                     width=int(metadata[f"{kind}.width"]),
                     num_prototypes=int(metadata[f"{kind}.num_prototypes"]),
                 )
-                network = build_network(settings, int(metadata["channels"]))
+                network = build_network(settings, shape)
                 start = f"{kind}."
                 network.load_state_dict(
                     {key[len(start) :]: file.get_tensor(key) for key in file.keys() if key.startswith(start)}  # noqa: SIM118

@@ -171,7 +171,7 @@ def share_of_positive_mixtures(images: Array, mixing: Array) -> float:
 
 
 def _with_ties_negative(mixed: Array) -> Array:
-    return np.where(mixed == 0, mixed.dtype.type(-1), mixed)
+    return np.where(mixed == 0, np.float32(-1), mixed).astype(mixed.dtype)
 
 
 def _magnitudes(encodings: torch.Tensor | NDArray[np.floating]) -> Array:

@@ -1,6 +1,6 @@
 """Two networks that score pairs of magnitudes: the published kind, and one for processors.
 
-Axes: B pairs or rows, P patches, C channels, H rows, W columns, p prototypes of a set.
+Axes: B pairs or rows, A other rows, p prototypes of a set, C channels, H rows, W columns, d = C·H·W values.
 """
 
 from __future__ import annotations
@@ -9,85 +9,65 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from ...errors import InvalidInputError
+from ..recovery.sign_recovery import SignNetwork, sign_recovery
 
-TOWER_WIDTH = 64
-TOWER_DEPTH = 4
-FEATURES = 16  # per place of the half-size grid
-PATCHES = 4  # on each side: P = 16
 BASE_WIDTH = 16
+RIDGE = 0.03  # added to the eigenvalues of the images' covariance, on the range [−1, 1]
 
 
-def normalised(magnitudes: torch.Tensor) -> torch.Tensor:
-    """Each magnitude (..., C, H, W) over its root mean square: the contrast of a mixture tells nothing."""
-    scale = magnitudes.square().mean(dim=(-3, -2, -1), keepdim=True).sqrt().clamp(min=1e-6)
-    return magnitudes / scale
+class UnmaskedPairs(nn.Module):
+    """Equations (1) and (2) of :mod:`.pair_network`.
 
+    Args:
+        shape: (C, H, W).
+    """
 
-class TowerPairs(nn.Module):
-    """Equation (1) of :mod:`.pair_network`: features of either side, compared patch by patch."""
-
-    def __init__(self, channels: int, num_prototypes: int = 1) -> None:
+    def __init__(self, shape: tuple[int, int, int], num_prototypes: int = 1) -> None:
         super().__init__()
-        self.num_prototypes = num_prototypes
-        self.tower = _Tower(channels)
-        self.prototype_tower = self.tower if num_prototypes == 1 else _Tower(channels * num_prototypes)
-        self.linear = nn.Parameter(torch.tensor(0.1))
-        self.even = nn.Parameter(torch.tensor(0.3))
-        self.bias = nn.Parameter(torch.tensor(-0.3 * PATCHES**2))  # a score of 0 without agreement
+        d = shape[0] * shape[1] * shape[2]
+        self.num_prototypes: int = num_prototypes
+        self.sign_network = SignNetwork(shape[0])
+        self.whitening: torch.Tensor
+        self.register_buffer("whitening", torch.eye(d))  # (d, d), symmetric
+        self.shift: torch.Tensor
+        self.register_buffer("shift", torch.tensor(0.1))  # μ
+        self.spread: torch.Tensor
+        self.register_buffer("spread", torch.tensor(0.03))  # s
+
+    def whiten_like(self, images: torch.Tensor) -> None:
+        """Set the whitening to (Σ + ridge)^(−1/2), Σ the covariance of ``images`` (P, C, H, W)."""
+        flat = images.flatten(1)
+        flat = flat - flat.mean(0)
+        eigenvalues, vectors = torch.linalg.eigh((flat.T @ flat / len(flat)).double())
+        scaled = vectors * (eigenvalues.clamp(min=0) + RIDGE).rsqrt()
+        self.whitening.copy_(scaled @ vectors.T)
 
     def features(self, magnitudes: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) → (P, B, values of a patch)."""
-        return _by_patch(self.tower(normalised(magnitudes)))
+        """(B, C, H, W) → (B, d) unit vectors, each up to its sign."""
+        mixtures = sign_recovery(magnitudes, self.sign_network).mean.flatten(1)
+        return nn.functional.normalize(mixtures @ self.whitening, dim=1)
 
     def prototype_features(self, prototypes: torch.Tensor) -> torch.Tensor:
-        """(B, p, C, H, W) → (P, B, values of a patch)."""
+        """(B, p, C, H, W) → (B, d): the sum of the set, each turned to agree with those before it."""
         if prototypes.shape[1] != self.num_prototypes:
             raise InvalidInputError(
                 f"{prototypes.shape[1]} prototypes for a network of {self.num_prototypes}",
                 hint="train one for this number",
             )
-        return _by_patch(self.prototype_tower(normalised(prototypes).flatten(1, 2)))
+        each = self.features(prototypes.flatten(0, 1)).view(*prototypes.shape[:2], -1)
+        total = each[:, 0]
+        for other in each[:, 1:].unbind(1):
+            agrees = (total * other).sum(1, keepdim=True) >= 0
+            total = total + torch.where(agrees, other, -other)
+        return nn.functional.normalize(total, dim=1)
 
     def table(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-        """(A, B) scores of features (P, A, ·) and (P, B, ·)."""
-        total = self.bias.expand(left.shape[1], right.shape[1])
-        for one, other in zip(left, right, strict=True):
-            agreement = one @ other.T
-            even = (agreement.square() + 1).sqrt()
-            total = total + self.linear.abs() * agreement + self.even.abs() * even
-        return total
-
-
-class _Tower(nn.Module):
-    """Residual convolutions on the half-size grid (2×2 pixels become channels)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.enter = nn.Conv2d(4 * channels, TOWER_WIDTH, 3, padding=1)
-        self.layers = nn.ModuleList(
-            nn.Conv2d(TOWER_WIDTH, TOWER_WIDTH, 3, padding=1) for _ in range(TOWER_DEPTH)
-        )
-        self.leave = nn.Conv2d(TOWER_WIDTH, FEATURES, 1)
-
-    def forward(self, planes: torch.Tensor) -> torch.Tensor:
-        H, W = planes.shape[-2:]
-        padded = functional.pad(planes, (0, -W % (2 * PATCHES), 0, -H % (2 * PATCHES)))
-        x = torch.relu(self.enter(functional.pixel_unshuffle(padded, 2)))
-        for layer in self.layers:
-            x = x + torch.relu(layer(x))
-        features: torch.Tensor = self.leave(x)
-        # Agreements of chance are then about one, whatever the size of the picture.
-        return features / (features[0].numel() ** 0.5 / PATCHES) ** 0.5
-
-
-def _by_patch(features: torch.Tensor) -> torch.Tensor:
-    """(B, F, h, w) → (P, B, F·h·w/P)."""
-    B, F, h, w = features.shape
-    cut = features.view(B, F, PATCHES, h // PATCHES, PATCHES, w // PATCHES)
-    return cut.permute(2, 4, 0, 1, 3, 5).reshape(PATCHES * PATCHES, B, -1)
+        """(A, B) scores of features (A, d) and (B, d), equation (2)."""
+        agreement = (left @ right.T).mul_(self.shift / self.spread**2).abs_()
+        # log cosh t without overflow: |t| + log(1 + exp(−2|t|)) − log 2
+        return agreement + torch.log1p(torch.exp(-2 * agreement)) - 0.6931471805599453
 
 
 class WideResidualPairs(nn.Module):
@@ -98,6 +78,7 @@ class WideResidualPairs(nn.Module):
 
     def __init__(self, channels: int, num_prototypes: int = 1, *, depth: int = 28, width: int = 6) -> None:
         super().__init__()
+        self.num_prototypes: int = num_prototypes
         if depth < 10 or (depth - 4) % 6:
             raise InvalidInputError(f"depth is {depth}", hint="use 6·m + 4: 10, 16, 22, 28, ...")
         widths = [BASE_WIDTH * width * 2**stage for stage in range(3)]

@@ -1,53 +1,47 @@
 """Do two encodings share a private image? A network the attacker trains on mixtures of public images.
 
-Axes: N encodings, B rows of a batch, M images, P patches, C channels, H rows, W columns.
+Axes: N encodings, B rows of a batch, M sets of prototypes, C channels, H rows, W columns, d = C·H·W values.
 
 The attack of 2020 trains a wide residual network (WRN-28-6) on the stack of |a| and |b| (6 channels) to tell
 pairs that share a private image from pairs that do not, and evaluates all N² pairs. A second one has
 four magnitudes (12 channels): three *prototypes* known to share an image, and a query. The weights were
-published, the training program was not. Both are here, :class:`WideResidualPairs`, with the depth and
-width to choose; 28 and 6 are hours on a GPU.
+published, the training program was not. Here it is, for :class:`WideResidualPairs` with the depth and width
+to choose; 28 and 6 are hours on a GPU.
 
-:class:`TowerPairs` does the same work in minutes on a processor. Each magnitude goes through one small
-network to features f on a grid of patches p; a pair scores ::
+:class:`UnmaskedPairs` does the same work in minutes on a processor. What makes pairs hard to compare is the
+lost sign: ⟨z, z'⟩ of two mixtures shows a common image well, ⟨|z|, |z'|⟩ hardly. So a network is trained to
+undo the sign mask (:mod:`..recovery.sign_recovery`; one sign for the whole encoding stays free), and
+pairs are compared in whitened coordinates, where neighbouring pixels do not repeat each other::
 
-    s(a, b) = Σ_p [ u·c_p + v·sqrt(c_p² + 1) ] + bias,    c_p = ⟨f_p(a), f_p(b)⟩                  (1)
+    y = (Σ + εI)^(−1/2) ẑ / |·|,     c = ⟨y_a, y_b⟩                                             (1)
+    s(a, b) = log cosh(μ·c / s²)                                                                (2)
 
-with learnt u, v ≥ 0. The even part is there because the sign of a mixture is lost: a tower can
-undo the sign mask within a patch, up to one sign for the patch. N passes and P matrix products replace N²
-passes. With prototypes, f_p(a) is the output of a second tower on their stacked magnitudes.
-
-Training: fresh mixtures each step (:class:`.own_release.OwnReleases`), all pairs of a batch at once, logistic
-loss, AdamW with a cosine schedule over a budget of processor seconds or steps.
+(2) is, but for a constant, the log likelihood ratio of c ~ N(±μ, s²) against N(0, s²); μ and s² are
+moments of own mixtures. Prototypes are turned to agree and summed. N passes and one matrix product replace
+N² passes.
 """
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable
+import copy
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
-from torch.nn import functional
 
 from ...errors import InvalidInputError
 from ..metrics import roc_auc, roc_auc_interval
 from .own_release import OwnReleases
-from .pair_architectures import TowerPairs, WideResidualPairs, normalised
+from .pair_architectures import UnmaskedPairs, WideResidualPairs
 
 DEFAULT_SECONDS = 240.0
-BATCH_IMAGES = 24
 BATCH_RELEASES = 4
-LEARNING_RATE = 2e-3
-WEIGHT_DECAY = 1e-4
 FORWARD_BATCH = 256
-AVERAGING = 0.99  # exponential moving average of the weights, as in the published network
 
-PairNetwork = TowerPairs | WideResidualPairs
+ARCHITECTURES = ("unmasked", "wide-residual")
+
+PairNetwork = UnmaskedPairs | WideResidualPairs
 
 
 @dataclass(frozen=True)
@@ -55,7 +49,7 @@ class PairNetworkSettings:
     """What to train and for how long.
 
     Args:
-        architecture: ``"towers"`` for processors, ``"wide-residual"`` as published.
+        architecture: ``"unmasked"`` for processors, ``"wide-residual"`` as published.
         depth, width: of the wide residual network (28 and 6 as published).
         num_prototypes: 1 for the pair graph, 3 for the second graph.
         seconds: of processor time (of wall time on a GPU).
@@ -63,7 +57,7 @@ class PairNetworkSettings:
         device: ``"cpu"`` or ``"cuda"``; ``None``: a GPU if there is one.
     """
 
-    architecture: str = "towers"
+    architecture: str = "unmasked"
     depth: int = 10
     width: int = 1
     num_prototypes: int = 1
@@ -72,54 +66,34 @@ class PairNetworkSettings:
     device: str | None = None
 
     def __post_init__(self) -> None:
-        if self.architecture not in ("towers", "wide-residual"):
+        if self.architecture not in ARCHITECTURES:
             raise InvalidInputError(
-                f"there is no architecture {self.architecture!r}", hint="use towers or wide-residual"
+                f"there is no architecture {self.architecture!r}",
+                hint=f"use one of {', '.join(ARCHITECTURES)}",
             )
         if not self.seconds > 0 or self.num_prototypes < 1:
             raise InvalidInputError(f"{self}", hint="some seconds, and at least one prototype")
 
 
-def train_pair_network(
-    releases: OwnReleases,
-    settings: PairNetworkSettings,
-    *,
-    seed: int,
-    progress: Callable[..., None] | None = None,
-) -> PairNetwork:
-    """Train on the attacker's own releases; ``seed`` is that of the network's start."""
-    device = _device(settings.device)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        channels = int(releases.draw(2 * releases.num_private, 1).images.shape[1])
-        network = build_network(settings, channels).to(device)
-        average = {name: value.clone() for name, value in network.state_dict().items()}
-        optimizer = torch.optim.AdamW(network.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-        clock = time.process_time if device.type == "cpu" else time.perf_counter
-        began, step, spent = clock(), 0, 0.0
-        while spent < settings.seconds and step != settings.max_steps:
-            done = max(spent / settings.seconds, step / settings.max_steps if settings.max_steps else 0)
-            rate = LEARNING_RATE * min(1.0, (step + 1) / 50) * 0.5 * (1.01 + math.cos(math.pi * done))
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            loss = _loss(network, releases, settings.num_prototypes, device)
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            step, spent = step + 1, clock() - began
-            _update_average(average, network, min(AVERAGING, step / (step + 10)))
-            if progress is not None and step % 20 == 0:
-                progress(int(spent), int(settings.seconds), f"pair network: loss {loss.item():.3f}")
-        network.load_state_dict(average)
-    network.eval()
-    return network
+def build_network(settings: PairNetworkSettings, shape: tuple[int, int, int]) -> PairNetwork:
+    """An untrained network for images of ``shape`` (C, H, W)."""
+    if settings.architecture == "unmasked":
+        return UnmaskedPairs(shape, settings.num_prototypes)
+    return WideResidualPairs(shape[0], settings.num_prototypes, depth=settings.depth, width=settings.width)
+
+
+def for_prototypes(network: UnmaskedPairs, num_prototypes: int) -> UnmaskedPairs:
+    """The same network for sets of another size; nothing has to be trained again."""
+    other = copy.copy(network)  # shares every weight
+    other.num_prototypes = num_prototypes
+    return other
 
 
 def pair_scores(network: PairNetwork, magnitudes: torch.Tensor) -> NDArray[np.float32]:
-    """(N, N) scores, higher where two encodings likelier share an image; the diagonal is −inf."""
+    """(N, N) scores of both orders summed, higher where two likelier share an image; diagonal −inf."""
     with torch.inference_mode():
         table = _table(network, magnitudes[:, None], magnitudes)
-    table = (table + table.T) / 2
+    table += table.T.copy()
     np.fill_diagonal(table, -np.inf)
     return table
 
@@ -135,27 +109,19 @@ def prototype_scores(
 def held_out_auc(
     network: PairNetwork, releases: OwnReleases, *, num_prototypes: int = 1, num_images: int = 100
 ) -> tuple[float, tuple[float, float]]:
-    """AUC on a fresh own release of ``num_images`` images, T = 4, and its 95 % interval (DeLong)."""
+    """AUC on a fresh own release of ``num_images`` images, T = 4.
+
+    The interval is DeLong's for independent pairs; pairs with an encoding in common are not, so it is narrow.
+    """
     with torch.inference_mode():
-        prototypes, magnitudes, shared = _examples(releases, num_prototypes, num_images, BATCH_RELEASES)
+        prototypes, magnitudes, shared = examples(releases, num_prototypes, num_images, BATCH_RELEASES)
         table = torch.from_numpy(_table(network, prototypes, magnitudes))
-    counted = _counted(shared, num_prototypes)
+    counted = counted_pairs(shared, num_prototypes)
     inside, outside = table[shared & counted].double().numpy(), table[~shared & counted].double().numpy()
     return roc_auc(inside, outside), roc_auc_interval(inside, outside)
 
 
-def build_network(settings: PairNetworkSettings, channels: int) -> PairNetwork:
-    """An untrained network of this kind."""
-    if settings.architecture == "towers":
-        return TowerPairs(channels, settings.num_prototypes)
-    return WideResidualPairs(channels, settings.num_prototypes, depth=settings.depth, width=settings.width)
-
-
-def _device(name: str | None) -> torch.device:
-    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
-def _examples(
+def examples(
     releases: OwnReleases, num_prototypes: int, num_images: int, times: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Prototypes (M, num_prototypes, C, H, W), magnitudes (B, C, H, W), and which share an image (M, B).
@@ -176,67 +142,26 @@ def _examples(
     return torch.stack(sets), own.magnitudes[first:], shared
 
 
-def _counted(shared: torch.Tensor, num_prototypes: int) -> torch.Tensor:
+def counted_pairs(shared: torch.Tensor, num_prototypes: int) -> torch.Tensor:
     """Pairs that count: for plain pairs one triangle, without an encoding and itself."""
     return torch.ones_like(shared).triu(1) if num_prototypes == 1 else torch.ones_like(shared)
-
-
-def _loss(
-    network: PairNetwork, releases: OwnReleases, num_prototypes: int, device: torch.device
-) -> torch.Tensor:
-    prototypes, magnitudes, shared = _examples(releases, num_prototypes, BATCH_IMAGES, BATCH_RELEASES)
-    counted = _counted(shared, num_prototypes)
-    left, right = torch.nonzero(counted, as_tuple=True)
-    truth = shared[left, right].float().to(device)
-    balance = (1 - truth.mean()) / truth.mean().clamp(min=1e-3)  # both kinds weigh the same
-    prototypes, magnitudes = prototypes.to(device), magnitudes.to(device)
-    if isinstance(network, TowerPairs):
-        table = network.table(network.prototype_features(prototypes), network.features(magnitudes))
-        scores = table[left, right]
-    else:
-        few = torch.randperm(len(left))[: 4 * len(magnitudes)]
-        left, right, truth = left[few], right[few], truth[few]
-        scores = network(prototypes[left], magnitudes[right])
-    return functional.binary_cross_entropy_with_logits(scores, truth, pos_weight=balance)
-
-
-def _update_average(average: dict[str, torch.Tensor], network: nn.Module, keep: float) -> None:
-    with torch.no_grad():
-        for name, value in network.state_dict().items():
-            if value.dtype.is_floating_point:
-                average[name].lerp_(value, 1 - keep)
-            else:
-                average[name].copy_(value)
 
 
 def _table(network: PairNetwork, prototypes: torch.Tensor, magnitudes: torch.Tensor) -> NDArray[np.float32]:
     device = next(network.parameters()).device
     magnitudes, prototypes = magnitudes.abs(), prototypes.abs()
-    if isinstance(network, TowerPairs):
-        queries = torch.cat(
-            [network.features(part.to(device)) for part in magnitudes.split(FORWARD_BATCH)], 1
-        )
-        keys = torch.cat(
-            [network.prototype_features(part.to(device)) for part in prototypes.split(FORWARD_BATCH)], 1
-        )
-        table = torch.cat([network.table(part, queries).cpu() for part in keys.split(FORWARD_BATCH, 1)])
+    if isinstance(network, UnmaskedPairs):
+        queries = torch.cat([network.features(part.to(device)) for part in _batches(magnitudes)])
+        keys = torch.cat([network.prototype_features(part.to(device)) for part in _batches(prototypes)])
+        table = torch.cat([network.table(part, queries).cpu() for part in _batches(keys)])
         return np.asarray(table.numpy(), dtype=np.float32)
     rows = []
     for one in prototypes:
         many = one[None].expand(FORWARD_BATCH, *one.shape)
-        parts = [
-            network(many[: len(part)].to(device), part.to(device)) for part in magnitudes.split(FORWARD_BATCH)
-        ]
+        parts = [network(many[: len(part)].to(device), part.to(device)) for part in _batches(magnitudes)]
         rows.append(torch.cat(parts).cpu())
     return np.asarray(torch.stack(rows).numpy(), dtype=np.float32)
 
 
-__all__ = [
-    "PairNetwork",
-    "PairNetworkSettings",
-    "held_out_auc",
-    "normalised",
-    "pair_scores",
-    "prototype_scores",
-    "train_pair_network",
-]
+def _batches(rows: torch.Tensor) -> list[torch.Tensor]:
+    return [rows[first : first + FORWARD_BATCH] for first in range(0, len(rows), FORWARD_BATCH)]

@@ -9,10 +9,10 @@ Axes: N encodings, n private images, T = N/n releases, m ≤ n groups, C channel
     5  images that explain the magnitudes                       objective.published_objective
     6  colours                                                  colour.fit_colour_map
 
-Departures from what was published, all of them: the two networks are small ones trained for minutes on a
-processor instead of WRN-28-6 trained for ten GPU-hours on other data (the large one can be chosen); numbers
-meant for T = 50 scale with T; the colour map is fitted by the attacker instead of taken from the
-release. Encodings hold two private images, as in the published attack. Labels and n are needed.
+Departures from what was published, all of them: one small network trained for minutes on a processor stands
+in for two WRN-28-6 trained for ten GPU-hours on other data (those can be chosen); numbers meant for
+T = 50 scale with T; the colour map is fitted by the attacker instead of taken from the release.
+Encodings hold two private images, as in the published attack. Labels and n are needed.
 """
 
 from __future__ import annotations
@@ -39,13 +39,15 @@ from .objective import (
     stretched,
 )
 from .own_release import OwnReleases
+from .pair_architectures import UnmaskedPairs
 from .pair_network import (
     PairNetwork,
     PairNetworkSettings,
+    for_prototypes,
     pair_scores,
     prototype_scores,
-    train_pair_network,
 )
+from .pair_training import train_pair_network
 
 NUM_PROTOTYPES = 3
 TRAINING_SHARE = 0.3  # of a time budget, for each of the two networks
@@ -99,10 +101,10 @@ def train_networks(
 ) -> Networks:
     """Both networks, on releases the attacker makes of public images."""
     settings = settings or PipelineSettings()
-    return Networks(
-        train_pair_network(OwnReleases(view, seed=seed), settings.pairs, seed=seed, progress=progress),
-        train_pair_network(OwnReleases(view, seed=seed + 1), settings.groups, seed=seed, progress=progress),
-    )
+    pairs = train_pair_network(view, settings.pairs, seed=seed, progress=progress)
+    if isinstance(pairs, UnmaskedPairs) and settings.groups.architecture == settings.pairs.architecture:
+        return Networks(pairs, for_prototypes(pairs, settings.groups.num_prototypes))
+    return Networks(pairs, train_pair_network(view, settings.groups, seed=seed + 1, progress=progress))
 
 
 def published_pipeline(
@@ -170,14 +172,15 @@ def pair_up(
     groups = find_groups(similarity, num_images, seed=seed)
     clock.done("groups")
     rng = np.random.default_rng(seed)
-    count = NUM_PROTOTYPES if networks is None else networks.groups.num_prototypes
+    count = NUM_PROTOTYPES if networks is None else int(networks.groups.num_prototypes)
     prototypes = draw_prototypes(similarity, groups, releases, num_prototypes=count, rng=rng)
-    scores = np.zeros((len(groups), len(magnitudes)), dtype=np.float32)
-    for sets in prototypes:
-        if networks is None:
-            scores += np.where(np.isfinite(similarity), similarity, 0)[sets].sum(axis=1)
-        else:
-            scores += prototype_scores(networks.groups, magnitudes[torch.from_numpy(sets)], magnitudes)
+    if networks is None:
+        table = np.where(np.isfinite(similarity), similarity, 0)
+        scores = np.stack([table[sets].sum(axis=1) for sets in prototypes]).sum(axis=0)
+    else:
+        sets = torch.from_numpy(prototypes.reshape(-1, count))
+        table = prototype_scores(networks.groups, magnitudes[sets], magnitudes)
+        scores = table.reshape(len(prototypes), len(groups), -1).sum(axis=0)
     clock.done("second graph")
     found = assign(scores, view.labels.numpy(), releases, private_sum=_private_sum(view))
     clock.done("assignment")

@@ -159,7 +159,7 @@ def answers_per_encoding(recovery: PublishedRecovery) -> NDArray[np.float32]:
     """(N, C, H, W): for each encoding the image with the larger coefficient, as the challenge asks for."""
     best = recovery.coefficients.argmax(axis=1)
     rows = recovery.private_rows[np.arange(len(best)), best]
-    answers = recovery.images[np.maximum(rows, 0)].copy()
+    answers: NDArray[np.float32] = recovery.images[np.maximum(rows, 0)]
     answers[rows < 0] = 0
     return answers
 
