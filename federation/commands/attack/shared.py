@@ -6,7 +6,10 @@ recovers something or not, unless ``--fail-on-leak`` asks for 3.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import click
@@ -29,6 +32,19 @@ Encoded = Annotated[
 ]
 Labels = Annotated[
     Path | None, typer.Option(help="Soft labels (N,K) in an .npy of their own.", metavar="FILE")
+]
+EncodedOrSettings = Annotated[
+    Path | None,
+    typer.Option(
+        help="A folder of `instahide encode`, or an .npz with encodings (N,C,H,W) and labels (N,K).",
+        metavar="PATH",
+    ),
+]
+Settings = Annotated[
+    Path | None,
+    typer.Option(
+        help="Instead of a release: a TOML file that says which images to encode, and how.", metavar="FILE"
+    ),
 ]
 Public = Annotated[
     Path | None,
@@ -68,6 +84,49 @@ def law_of_release(
     return replace(
         config, num_mixed=num_mixed or config.num_mixed, num_private=num_private or config.num_private
     )
+
+
+@contextmanager
+def released(
+    encoded: Path | None, settings: Path | None, **given: Path | None
+) -> Iterator[dict[str, Path | None]]:
+    """The files to attack, as ``{"encoded": ..., "public": ..., "truth": ...}``.
+
+    With ``--settings`` they are made in a folder that is gone when the block ends: ``public`` is the pool, or
+    in the inside scheme the images that were not encoded, and ``truth`` is for scoring only.
+    """
+    from instahide.errors import InvalidInputError
+
+    if settings is None:
+        if encoded is None:
+            raise InvalidInputError("there is nothing to attack", hint="give --encoded, or --settings FILE")
+        yield {"encoded": encoded, **given}
+        return
+    named = [name for name, path in {"encoded": encoded, **given}.items() if path is not None]
+    if named:
+        raise InvalidInputError(
+            f"--settings makes a release of its own, so --{named[0]} has no meaning",
+            hint="give one or the other",
+        )
+    with TemporaryDirectory(prefix="instahide-rehearsal-") as name:
+        made = _rehearse_into(settings, Path(name))
+        yield {role: made.get(role) for role in ("encoded", *given)}
+
+
+def _rehearse_into(settings: Path, folder: Path) -> dict[str, Path]:
+    import numpy as np
+
+    from instahide.attacks.replica import save_arrays
+    from instahide.attacks.settings import read_settings, rehearse
+    from instahide.storage import save_encoded
+
+    rehearsal = rehearse(read_settings(settings))
+    save_arrays(rehearsal.replica, folder)
+    save_encoded(rehearsal.replica.encoded, folder / "encoded")  # its manifest names the law
+    public = folder / "public.npz"
+    if not public.exists():
+        np.savez(public, x=rehearsal.others.images)
+    return {"encoded": folder / "encoded", "public": public, "truth": folder / "truth.npz"}
 
 
 def finish(
