@@ -22,8 +22,8 @@ dimensions (:func:`affine_plane`): instead of n·d unknowns, n·(n − 1) remain
 images stay the same, and (1) holds with Δ summed over the steps; a unit that no step activates for image i
 stays zero.
 
-**Pruned gradients** (one image): a rank-one matrix of which the large entries are known is completed by
-alternating least squares; entries far outnumber the H + d unknowns even at 99 % pruning.
+**Pruned gradients**: M has rank n, its large entries are known and outnumber the n·(H + d) unknowns many
+times over; it is completed (``completion.py``) and read as above.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ import torch
 from torch import nn
 
 from ...errors import InvalidInputError
+from .completion import ENOUGH_ENTRIES, FITTING, complete_low_rank, spare_entries
 from .local_update import averaged_gradient
 from .sparse_batch import MAX_ROUNDS, unmix_sparse_batch
 from .view import UpdateView
@@ -71,7 +72,8 @@ class FirstLayerRecovery:
         rank: rank of M above rounding and noise; the number of distinct images, if the layer is wide enough.
         num_images: n.
         residual: |M − Δ̂ᵀ[X̂ | 1]|² / |M|² over the entries received.
-        route: ``"rank one"``, ``"sparse batch"``, ``"single rows"``, ``"rank-one completion"`` or ``"none"``.
+        route: ``"rank one"``, ``"sparse batch"``, ``"single rows"`` or ``"none"``, after ``"completion, "``
+            if the gradient was pruned.
         plane: the affine plane of a batch, where there is one.
         absolute: whether the network takes |x| first, so that ``images`` are |x|.
     """
@@ -146,58 +148,98 @@ def recover_from_first_layer(
     bias = gradient[layer.bias].double()
     start = dict(view.model.named_parameters())
     first = (start[layer.weight].detach().double(), start[layer.bias].detach().double())
-    if view.defence.prune > 0:
-        return _from_pruned(view, layer, weight, bias)
-    return _from_whole(view, layer, weight, bias, first, seed, max_rounds)
+    solve = _from_pruned if view.defence.prune > 0 else _from_whole
+    rows, verified, rank, residual, route, plane = solve(view, weight, bias, first, seed, max_rounds)
+    images = rows.clamp(-1, 1).reshape(len(rows), *view.image_shape)
+    return FirstLayerRecovery(images, verified, rank, view.num_images, residual, route, plane, layer.absolute)
+
+
+_Answer = tuple[torch.Tensor, torch.Tensor, int, float, str, AffinePlane | None]
 
 
 def _from_whole(
     view: UpdateView,
-    layer: FirstLayer,
     weight: torch.Tensor,
     bias: torch.Tensor,
     first: tuple[torch.Tensor, torch.Tensor],
     seed: int,
     max_rounds: int,
-) -> FirstLayerRecovery:
+) -> _Answer:
     matrix = torch.cat([weight, bias[:, None]], dim=1)
     left, values, right = torch.linalg.svd(matrix, full_matrices=False)
     # By ∇W alone: noise on ∇b of another size would look like a signal of rank one.
-    rank, n = signal_rank(torch.linalg.svdvals(weight), weight.shape), view.num_images
-    rows, verified, residual, route = weight[:0], _flags(0, False), 1.0, "none"
-    if rank == 1 and _one_source(weight, bias):
-        rows, route = right[:1, :-1] / right[:1, -1:], "rank one"
-        # Several images can look like one only where noise hides the others.
-        verified = _flags(1, n == 1 or float(values[1]) < ROUNDING * float(values[0]))
-        residual = float(1 - values[0] ** 2 / values.square().sum())
-    elif 1 < rank <= n:
-        one_step = view.kind == "gradient" or view.training.num_steps == 1
-        noise = float(values.median()) / math.sqrt(max(matrix.shape))  # Marchenko-Pastur, one entry
-        found = unmix_sparse_batch(
-            left[:, :rank], noise / values[:rank], matrix, first, seed, max_rounds, one_step
-        )
-        if found is not None:
-            rows, verified, residual, route = *found, "sparse batch"
-    if rank > 1 and route == "none" and len(single := single_rows(weight, bias, dimensions=rank - 1)):
-        rows, verified, residual, route = (
-            single[:n],
-            _flags(min(n, len(single)), True),
-            math.nan,
-            "single rows",
-        )
+    of_weight = torch.linalg.svdvals(weight)
+    rank, n = signal_rank(of_weight, weight.shape), view.num_images
     plane = _plane(right[:rank]) if 1 < rank <= n else None
-    images = rows.clamp(-1, 1).reshape(len(rows), *view.image_shape)
-    return FirstLayerRecovery(images, verified, rank, n, residual, route, plane, layer.absolute)
+    if rank == 1:
+        # Several images can look like one only where noise hides the others.
+        sure = n == 1 or float(of_weight[1]) < ROUNDING * float(of_weight[0])
+        residual = float(1 - of_weight[0] ** 2 / of_weight.square().sum())
+        return _only_image(weight, bias), _flags(1, sure), rank, residual, "rank one", None
+    if 1 < rank <= n:
+        noise = float(values.median()) / math.sqrt(max(matrix.shape))  # Marchenko-Pastur, one entry
+        spread = noise / values[:rank]
+        found = unmix_sparse_batch(left[:, :rank], spread, matrix, first, seed, max_rounds, _one_step(view))
+        if found is not None:
+            return found[0], found[1], rank, found[2], "sparse batch", plane
+    single = single_rows(weight, bias, dimensions=rank - 1)[:n] if rank > 1 else weight[:0]
+    route = "single rows" if len(single) else "none"
+    return single, _flags(len(single), True), rank, math.nan if len(single) else 1.0, route, plane
 
 
-def _one_source(weight: torch.Tensor, bias: torch.Tensor) -> bool:
-    """Whether ∇b points along the leading left singular vector of ∇W, as one image makes it.
+def _from_pruned(
+    view: UpdateView,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    first: tuple[torch.Tensor, torch.Tensor],
+    seed: int,
+    max_rounds: int,
+) -> _Answer:
+    """The matrix of rank n is completed from its large entries, then read as a whole one."""
+    n = view.num_images
+    matrix = torch.cat([weight, bias[:, None]], dim=1)
+    nothing = weight[:0], _flags(0, False), 0, 1.0, "none", None
+    if spare_entries(matrix, n) < ENOUGH_ENTRIES:
+        return nothing
+    completed, residual = complete_low_rank(matrix, n)
+    if not residual <= FITTING:
+        return nothing
+    if n == 1:
+        rows = _only_image(completed[:, :-1], completed[:, -1])
+        return rows, _flags(1, True), 1, residual, "completion, rank one", None
+    left, values, _ = torch.linalg.svd(completed, full_matrices=False)
+    noise = math.sqrt(residual / completed.numel()) * float(completed.norm())
+    spread = noise / values[:n]
+    found = unmix_sparse_batch(left[:, :n], spread, completed, first, seed, max_rounds, _one_step(view))
+    if found is None:
+        return nothing
+    return found[0], found[1], n, residual, "completion, sparse batch", None
 
-    Independent directions of H values have a cosine of standard deviation 1/√H; five of them is no chance.
+
+def _one_step(view: UpdateView) -> bool:
+    return view.kind == "gradient" or view.site_plan.num_steps == 1
+
+
+def _only_image(weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """(1, d) x of weight ≈ δ·xᵀ, bias ≈ δ. Where noise drowns ∇b, the box [−1, 1] sets the scale instead."""
+    left, values, right = torch.linalg.svd(weight, full_matrices=False)
+    direction = values[0] * right[0]
+    along = float(left[:, 0] @ bias)
+    if _one_source(left[:, 0], bias):
+        scaled: torch.Tensor = (direction / along)[None]
+        return scaled
+    size = float(direction.abs().quantile(0.98).clamp_min(1e-300))
+    boxed: torch.Tensor = math.copysign(1.0, along) * direction[None] / size
+    return boxed
+
+
+def _one_source(leading: torch.Tensor, bias: torch.Tensor) -> bool:
+    """Whether ∇b points along the leading left singular vector of ∇W clearly enough to set the scale.
+
+    Independent directions of H values have a cosine of standard deviation 1/√H; six of them is no chance.
     """
-    leading = torch.linalg.svd(weight, full_matrices=False).U[:, 0]
     size = float(bias.norm())
-    return size > 0 and abs(float(leading @ bias)) > min(0.9, 5 / len(bias) ** 0.5) * size
+    return size > 0 and abs(float(leading @ bias)) > min(0.9, 6 / len(bias) ** 0.5) * size
 
 
 def _flags(count: int, value: bool) -> torch.Tensor:
@@ -270,44 +312,3 @@ def _plane(basis: torch.Tensor) -> AffinePlane:
 def affine_plane(view: UpdateView) -> AffinePlane | None:
     """The plane all n images lie on, by the first dense layer; ``None`` without one or without rank n."""
     return None if first_dense_layer(view) is None else recover_from_first_layer(view, max_rounds=0).plane
-
-
-def _from_pruned(
-    view: UpdateView, layer: FirstLayer, weight: torch.Tensor, bias: torch.Tensor
-) -> FirstLayerRecovery:
-    """One image behind a gradient of which the small entries were set to zero."""
-    if view.num_images == 1:
-        image, residual, spare = complete_rank_one(weight, bias)
-        fits = residual < 0.01 and spare > 1.5
-        images = image.reshape(1, *view.image_shape)
-        verified = torch.tensor([fits])
-        route = "rank-one completion"
-        return FirstLayerRecovery(images, verified, 1, 1, residual, route, None, layer.absolute)
-    empty = torch.zeros(0, *view.image_shape, dtype=torch.float64)
-    none = torch.zeros(0, dtype=torch.bool)
-    return FirstLayerRecovery(empty, none, 0, view.num_images, 1.0, "none", None, layer.absolute)
-
-
-def complete_rank_one(
-    weight: torch.Tensor, bias: torch.Tensor, *, rounds: int = 100
-) -> tuple[torch.Tensor, float, float]:
-    """(d,) x with weight ≈ δ·xᵀ and bias ≈ δ on the entries that are not zero.
-
-    Returns the image, the relative residual on the kept entries, and how often the kept entries outnumber
-    the unknowns. A pixel without any kept entry is small in size and set to 0.
-    """
-    matrix = torch.cat([weight, bias[:, None]], dim=1)
-    known = (matrix != 0).double()
-    total = matrix.square().sum().clamp_min(1e-300)
-    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-    delta, x = left[:, 0] * values[0], right[0]
-    for _ in range(rounds):
-        x = (matrix * delta[:, None]).sum(0) / (known * delta[:, None] ** 2).sum(0).clamp_min(1e-300)
-        delta = (matrix * x).sum(1) / (known * x**2).sum(1).clamp_min(1e-300)
-    residual = float((known * (matrix - delta[:, None] * x)).square().sum() / total)
-    unknowns = int((known.sum(0) > 0).sum() + (known.sum(1) > 0).sum()) - 1
-    spare = float(known.sum()) / max(1, unknowns)
-    scale = float(x[-1])
-    if abs(scale) < 1e-12:  # no bias entry was kept: only the direction is known; use the box
-        scale = float(x[:-1].abs().max().clamp_min(1e-12))
-    return (x[:-1] / scale).clamp(-1, 1), residual, spare

@@ -148,8 +148,10 @@ def invert(
     if method in ("auto", "analytic") and (method == "analytic" or first_dense_layer(view) is not None):
         recovery = recover_from_first_layer(view, seed=settings.seed, max_rounds=settings.sparse_rounds)
         found = _from_recovery(view, recovery)
-        if method == "analytic" or bool(found.verified.any()) or recovery.rank == 0:
+        if method == "analytic" or bool(found.verified.any()):
             return found
+        if recovery.rank == 0 and (view.defence.prune or view.defence.noise):
+            return _optimised(view, settings, "cosine", None, max_seconds, progress)
         plane = recovery.plane
         # Several steps in an unknown order move the weights: the plane holds, the rest only nearly.
         followed = smooth or view.kind == "gradient" or view.site_plan.num_steps == 1

@@ -10,12 +10,12 @@ from torch import nn
 from instahide.attacks.update_inversion import Defence, LocalTraining, build_network, defend, observe
 from instahide.attacks.update_inversion.analytic import (
     affine_plane,
-    complete_rank_one,
     first_dense_layer,
     recover_from_first_layer,
     signal_rank,
     single_rows,
 )
+from instahide.attacks.update_inversion.completion import complete_low_rank, spare_entries
 from instahide.attacks.update_inversion.inversion import noise_like
 from instahide.attacks.update_inversion.sparse_batch import on_lattice
 from instahide.errors import InvalidInputError
@@ -90,22 +90,31 @@ def test_two_rows_on_a_line_may_agree_by_chance_and_are_not_believed() -> None:
 
 @pytest.mark.parametrize(("share", "worst"), [(0.9, 0.02), (0.99, 0.2)])
 def test_pruned_gradients_are_completed(share: float, worst: float) -> None:
-    view, images, _ = case("mlp", 1)
+    view, images, _ = case("mlp", 1, side=20)
     found = recover_from_first_layer(defend(view, Defence(prune=share)))
     assert found.verified.all()
     assert errors(found.images, images).max() < worst
 
 
-def test_completion_is_exact_where_enough_entries_are_kept() -> None:
+def test_a_pruned_batch_is_completed_and_unmixed() -> None:
+    view, images, _ = case("mlp", 3, side=20)
+    found = recover_from_first_layer(defend(view, Defence(prune=0.8)))
+    assert found.route == "completion, sparse batch"
+    assert errors(found.images, images).max() < 0.02
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_completion_is_exact_where_enough_entries_are_kept(rank: int) -> None:
+    """Independent factors, entries kept at random: the whole matrix must come back."""
     rng = torch.Generator().manual_seed(1)
-    delta = torch.randn(30, generator=rng, dtype=torch.float64)
-    x = torch.rand(20, generator=rng, dtype=torch.float64) * 2 - 1
-    weight = delta[:, None] * x
-    kept = torch.rand(30, 20, generator=rng) < 0.4
-    image, residual, spare = complete_rank_one(weight * kept, delta)
-    torch.testing.assert_close(image, x, atol=1e-6, rtol=0)
+    left = torch.randn(40, rank, generator=rng, dtype=torch.float64)
+    right = torch.randn(30, rank, generator=rng, dtype=torch.float64)
+    whole = left @ right.T
+    kept = torch.rand(40, 30, generator=rng) < 0.5
+    completed, residual = complete_low_rank(whole * kept, rank)
+    torch.testing.assert_close(completed, whole, atol=1e-5, rtol=0)
     assert residual < 1e-12
-    assert spare > 3
+    assert spare_entries(whole * kept, rank) > 1.5
 
 
 def test_noise_on_one_image_is_averaged_over_the_units() -> None:
