@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -40,15 +40,19 @@ from .pool_sources import BARS, Pool, find_sources, no_sources, row_signs
 from .regression import Regression, band_means, octave_bands, remaining_noise, solve_images
 from .sign_recovery import SignedMixtures, SignNetwork, sign_recovery, train_sign_network
 from .simulated_mixtures import MixtureSimulator
-from .synchronise import synchronise
+from .synchronise import row_agreement, synchronise
 
 MAX_ROUNDS = 8
 MAX_ROUNDS_WITH_POOL = 16
-CONVERGED = 1e-3
+CONVERGED = 3e-3
 """Relative mean square change of the images below which another round is not worth its time."""
+FIRST_ROWS = 1000
+FIRST_RELEASES = 10
+"""So many rows, or releases of each image, are decoded without a guide; more would only cost time."""
 NUM_EXAMPLES = 1500
 NUM_CALIBRATION = 256
 KNOWN_ODDS = 50.0
+EVIDENCE_BAR = 5.0  # of a z-score: noise passes with chance 3e-7
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +117,8 @@ class DecodedImages:
         public_coefficients: their coefficients.
         sign_log_odds: log odds of all rows' signs together.
         network: the sign network used; hand it to the next call under the same law.
+        evidence: z-score of the agreement of rows that share images against the same under a shuffled
+            pairing; near 0 if the encodings do not hold what the pairing says.
         diagnostics: numbers about the run.
     """
 
@@ -122,8 +128,14 @@ class DecodedImages:
     public_rows: NDArray[np.int64] = field(repr=False)
     public_coefficients: NDArray[np.float32] = field(repr=False)
     sign_log_odds: float
-    network: SignNetwork = field(repr=False)
+    network: SignNetwork | None = field(repr=False)
+    evidence: float
     diagnostics: dict[str, float]
+
+    @property
+    def recovered(self) -> bool:
+        """Whether there is anything of the private images in ``images``: ``evidence`` above 5."""
+        return self.evidence > EVIDENCE_BAR
 
 
 def decode_images(
@@ -144,14 +156,13 @@ def decode_images(
         seed: of the attacker's own choices.
     """
     started = time.monotonic()
-    if network is None:
+    if network is None and view.config.has_sign_mask:
         network = train_sign_network(
             view.public_images, view.config, scheme=view.scheme, seed=seed, progress=progress
         )
     total = rounds or (MAX_ROUNDS if view.public_pool is None else MAX_ROUNDS_WITH_POOL)
     with torch.inference_mode():
-        decoder = _Decoder(view, network, seed)
-        decoder.start()
+        decoder = _started(view, network, seed)
         done = 0
         for done in range(1, total + 1):
             change = decoder.regress()
@@ -164,10 +175,37 @@ def decode_images(
         return decoder.result(rounds=done)
 
 
+def _started(view: DecodeView, network: SignNetwork | None, seed: int) -> _Decoder:
+    """A decoder past steps 1 and 2; of many rows some are decoded first, and guide all of them."""
+    decoder = _Decoder(view, network, seed)
+    enough = max(FIRST_ROWS, FIRST_RELEASES * view.num_images)
+    if len(view.encodings) < 2 * enough:
+        decoder.start()
+        return decoder
+    rows = np.random.default_rng(seed).permutation(len(view.encodings))[:enough]
+    first = _Decoder(_part(view, rows), network, seed)
+    first.start()
+    first.regress()
+    first.refine()
+    first.regress()
+    decoder.start_from(first)
+    return decoder
+
+
+def _part(view: DecodeView, rows: NDArray[np.int64]) -> DecodeView:
+    return replace(
+        view,
+        encodings=view.encodings[torch.from_numpy(rows)],
+        private_rows=view.private_rows[rows],
+        private_coefficients=view.private_coefficients[rows],
+        public_pool=None,
+    )
+
+
 class _Decoder:
     """The state between the steps; (N, d) arrays are centred coefficients in units of the prior's sd."""
 
-    def __init__(self, view: DecodeView, network: SignNetwork, seed: int) -> None:
+    def __init__(self, view: DecodeView, network: SignNetwork | None, seed: int) -> None:
         self.view, self.network, self.seed = view, network, seed
         self.size = view.encodings.abs().float()
         public = to_unit_range(view.public_images.images)
@@ -193,24 +231,53 @@ class _Decoder:
 
     def start(self) -> None:
         """Steps 1 and 2: mixtures without a guide, then the signs of rows."""
+        if not self.view.config.has_sign_mask:
+            self._start_unmasked()
+            return
+        assert self.network is not None
         blind = sign_recovery(self.size, self.network)
         examples = self.simulator.mixtures(NUM_EXAMPLES)
         error = self._blind_error(examples[:NUM_CALIBRATION])
         features = self.prior.coefficients(blind.mean, centre=False).flatten(1) / self.sd
         odds = sign_odds(examples, blind.mean)
-        noise = self.law_noise()
+        noise = self.law_noise() + error.median()
         if self.pool is not None:
-            weight = 1 / (error + noise.mean() + 0.1)
+            weight = 1 / (error + self.law_noise().mean() + 0.1)
             known = row_signs(features, weight.expand(len(features), -1), self.pool)
             odds = odds + KNOWN_ODDS * known
-        whitened = features / (error[self.bands] + noise.mean()).sqrt()
+        whitened = features / (error[self.bands] + self.law_noise().mean()).sqrt()
         signs = synchronise(whitened, self.weights, _solver(self.weights, noise), odds)
         self.log_odds = float((odds * signs).sum())
+        self.evidence = self._evidence(whitened, signs, odds, noise)
         upright = signs.sign() + (signs == 0)
         self._set_mixtures(SignedMixtures(blind.mean * upright[:, None, None, None], blind.confidence))
 
+    def _start_unmasked(self) -> None:
+        """Mode ``mixup``: the encodings are the mixtures."""
+        mixtures = self.view.encodings.float()
+        self._set_mixtures(SignedMixtures(mixtures, torch.ones(len(mixtures))))
+        noise, signs = self.law_noise(), torch.ones(len(mixtures))
+        self.log_odds = float("inf")
+        self.evidence = self._evidence(self.standardised, signs, KNOWN_ODDS * signs, noise)
+
+    def _evidence(
+        self, features: torch.Tensor, signs: torch.Tensor, odds: torch.Tensor, noise: torch.Tensor
+    ) -> float:
+        """z-score: do rows agree with what others say of their images, more than under a wrong pairing?"""
+        rows = torch.randperm(len(features), generator=torch.Generator().manual_seed(self.seed))
+        agreements = []
+        for weights in (self.weights, self.weights[rows]):
+            solver = _solver(weights, noise)
+            if weights is not self.weights:
+                signs = synchronise(features, weights, solver, odds)
+            agreements.append(row_agreement(features, weights, solver, signs))
+        difference = agreements[0].mean() - agreements[1].mean()
+        spread = sum(each.var() for each in agreements) / len(features)
+        return float(difference / (spread + 1e-12) ** 0.5)
+
     def _blind_error(self, examples: torch.Tensor) -> torch.Tensor:
         """(G,) mean square error of blind recovery in units of v, from mixtures the attacker made."""
+        assert self.network is not None
         blind = sign_recovery(self.simulator.rounded(examples), self.network).mean
         turn = (blind * examples).flatten(1).sum(1).sign()
         wrong = self.prior.coefficients(blind * turn[:, None, None, None] - examples, centre=False)
@@ -245,9 +312,24 @@ class _Decoder:
 
     def refine(self) -> None:
         """Step 4: signs once more, guided by all that is known."""
-        guide = (self.solution.prediction + self._known_public()) * self.sd
-        error = (self.solution.noise + self.solution.prediction_variance)[:, self.bands] @ self.variances
-        sd = (error / len(self.variances)).sqrt()
+        if self.network is None or not self.view.config.has_sign_mask:
+            return
+        guide = self.solution.prediction + self._known_public()
+        self._recover_signs(guide, self.solution.noise + self.solution.prediction_variance)
+
+    def start_from(self, first: _Decoder) -> None:
+        """Steps 1 and 2 from what some of the rows gave."""
+        self.log_odds, self.evidence = first.log_odds, first.evidence
+        if self.network is None or not self.view.config.has_sign_mask:
+            self._set_mixtures(SignedMixtures(self.view.encodings.float(), torch.ones(len(self.size))))
+            return
+        self._recover_signs(*first.solution.predict(self.weights))
+
+    def _recover_signs(self, guide: torch.Tensor, variance: torch.Tensor) -> None:
+        """Guided sign recovery; ``guide`` (N, d) and the variance of its error (N, G) in units of v."""
+        assert self.network is not None
+        sd = (variance[:, self.bands] @ self.variances / len(self.variances)).sqrt()
+        guide = guide * self.sd
         self._set_mixtures(
             sign_recovery(
                 self.size,
@@ -274,6 +356,7 @@ class _Decoder:
             self.sources.coefficients.numpy(),
             self.log_odds,
             self.network,
+            self.evidence,
             {
                 "rounds": float(rounds),
                 "mean_confidence": float(self.confidence.mean()),

@@ -58,6 +58,10 @@ class RowSources:
         """(N,) how many."""
         return (self.rows >= 0).sum(1)
 
+    def of(self, chosen: torch.Tensor | slice) -> RowSources:
+        """Some of the encodings."""
+        return RowSources(self.rows[chosen], self.coefficients[chosen])
+
     def mixture(self, images: torch.Tensor) -> torch.Tensor:
         """(N, d) Σ c_j·image_j."""
         total = torch.zeros(len(self.rows), images.shape[1])
@@ -95,15 +99,25 @@ def find_sources(
     rows, coefficients = [], []
     for first in range(0, len(residuals), BLOCK):
         part, weight = residuals[first : first + BLOCK], weights[first : first + BLOCK]
-        have = RowSources(known.rows[first : first + BLOCK], known.coefficients[first : first + BLOCK])
-        scores = pool.scores(part - have.mixture(pool.images), weight)
-        old = torch.zeros_like(scores).scatter_(1, have.rows.clamp(min=0), (have.rows >= 0).float())
-        top = scores.masked_fill(old > 0, -1.0).topk(min(sought + SPARE, len(pool.images)), dim=1)
-        new = torch.where(top.values > bar, top.indices, -1)
+        have = known.of(slice(first, first + BLOCK))
+        new = torch.full((len(part), min(sought + SPARE, len(pool.images))), -1)
+        short = have.found < sought
+        if short.any():
+            new[short] = _candidates(part[short], weight[short], have.of(short), pool, bar, new.shape[1])
         fitted = _fit(part, weight[:, pool.bands], torch.cat([have.rows, new], dim=1), pool, sought, bar)
         rows.append(fitted.rows)
         coefficients.append(fitted.coefficients)
     return RowSources(torch.cat(rows), torch.cat(coefficients))
+
+
+def _candidates(
+    part: torch.Tensor, weight: torch.Tensor, have: RowSources, pool: Pool, bar: float, most: int
+) -> torch.Tensor:
+    """(B, most) pool images that stand out of what the known sources leave, −1 where none."""
+    scores = pool.scores(part - have.mixture(pool.images), weight)
+    old = torch.zeros_like(scores).scatter_add_(1, have.rows.clamp(min=0), (have.rows >= 0).float())
+    top = scores.masked_fill(old > 0, -1.0).topk(most, dim=1)
+    return torch.where(top.values > bar, top.indices, -1)
 
 
 def _fit(

@@ -37,12 +37,19 @@ class Regression:
             z_i cannot confirm itself.
         prediction_variance: (N, G) variance of its error in units of v.
         noise: (N, G) V_ig.
+        covariance: (G, n, n) S_g, of the error of d̂ in units of v.
     """
 
     images: torch.Tensor
     prediction: torch.Tensor
     prediction_variance: torch.Tensor
     noise: torch.Tensor
+    covariance: torch.Tensor
+
+    def predict(self, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Other rows with weights W: (M, d) W d̂, and (M, G) the variance of its error and of the rest."""
+        error = torch.stack([((weights @ S) * weights).sum(1) for S in self.covariance], dim=1)
+        return weights @ self.images, error + self.noise.median(0).values
 
 
 def octave_bands(shape: tuple[int, int, int]) -> torch.Tensor:
@@ -83,6 +90,7 @@ def solve_images(
     count, n = int(bands.max()) + 1, weights.shape[1]
     images, prediction = torch.zeros(n, mixtures.shape[1]), torch.empty_like(mixtures)
     spread, noise = (torch.empty(len(weights), count) for _ in range(2))
+    covariance = torch.empty(count, n, n)
     for band in range(count):
         chosen = (bands == band).nonzero()[:, 0]
         z = mixtures[:, chosen]
@@ -96,11 +104,11 @@ def solve_images(
                 seen = (z - weights @ d).square().sum(1) + len(chosen) * (leverage + open_signs[:, band])
                 V = (seen + PRIOR_STRENGTH * law_noise) / (len(chosen) + PRIOR_STRENGTH)
                 V = V.clamp(min=NOISE_FLOOR)
-        images[:, chosen] = d
+        images[:, chosen], covariance[band] = d, S
         own = (leverage / V).clamp(max=1 - 1e-4)
         prediction[:, chosen] = (weights @ d - own[:, None] * z) / (1 - own[:, None])
         spread[:, band], noise[:, band] = leverage / (1 - own), V
-    return Regression(images, prediction, spread, noise)
+    return Regression(images, prediction, spread, noise, covariance)
 
 
 def remaining_noise(mass: torch.Tensor, count: torch.Tensor, law: str) -> torch.Tensor:

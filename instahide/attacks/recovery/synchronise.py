@@ -40,3 +40,12 @@ def synchronise(
         agreement = (agreement - own * size * signs) / (1 - own).clamp(min=0.05)
         signs = 0.3 * signs + 0.7 * torch.tanh((odds + 2 * TRUST * agreement) / 2)
     return signs
+
+
+def row_agreement(
+    features: torch.Tensor, weights: torch.Tensor, solver: torch.Tensor, signs: torch.Tensor
+) -> torch.Tensor:
+    """(N,) correlation of each signed row with what the other rows say of its private part."""
+    signed = signs[:, None] * features
+    others = weights @ (solver @ signed) - (weights * solver.T).sum(1)[:, None] * signed
+    return torch.nn.functional.cosine_similarity(signed, others, dim=1)
