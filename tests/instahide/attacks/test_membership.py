@@ -39,7 +39,7 @@ def attack(config: EncoderConfig, *, labels: bool = True, candidates_inside: boo
         np.concatenate([first.labels, others.labels[:300]]),
         inside.class_names,
     )
-    return known_image_membership(view, candidates, np.arange(360) < 60)
+    return known_image_membership(view, candidates, np.arange(360) < 60, check=False)
 
 
 def test_a_sign_mask_alone_hides_no_member() -> None:
@@ -105,12 +105,13 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
 
 @pytest.mark.skipif(not (DATA / "images/cifar10_5k.npz").is_file(), reason="the CIFAR-10 file is not here")
 def test_one_encoding_of_each_photograph_already_leaks_membership() -> None:
-    """The measured AUC is 0.94 to 0.98; an earlier, pixel-wise test of the project reached 0.80."""
+    """Without the pool: the measured AUC is 0.96 and more; a pixel-wise test of the project reached 0.80."""
     with np.load(DATA / "images/cifar10_5k.npz") as file:
         images = ImageSet(file["x_train"], file["y_train"])
     order = np.random.default_rng(0).permutation(len(images))
     private, public = images.subset(order[:100]), ImageSet(images.images[order[600:]])
     config = EncoderConfig(num_mixed=6, num_private=2, mode="compat")
     view = AttackerView.of(Encoder(config, private=private, public=public).encode_epoch(), public)
-    result = known_image_membership(view, images.subset(order[:600]), np.arange(600) < 100)
+    truth = np.arange(600) < 100
+    result = known_image_membership(view, images.subset(order[:600]), truth, uses=2, check=False)
     assert result.metrics["auc"] > 0.88
