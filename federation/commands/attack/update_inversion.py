@@ -31,6 +31,7 @@ class Statistics(StrEnum):
 
     none = "none"
     running = "running"
+    exact = "exact"
 
 
 def update_inversion(
@@ -60,7 +61,7 @@ def update_inversion(
         float, typer.Option(min=0.0, help="Weight of smoothness in the cosine attack.")
     ] = 0.01,
     statistics: Annotated[
-        Statistics, typer.Option(help="Batch statistics to use; running ones are in the weights.")
+        Statistics, typer.Option(help="Batch statistics to match: the model's, or the site's own if known.")
     ] = Statistics.none,
     rehearse: Annotated[
         bool, typer.Option(help="Also attack planted images and noise under the same plan.")

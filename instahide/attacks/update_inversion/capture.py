@@ -7,6 +7,9 @@ r"""Captured updates as files.
     update/NAME       weights after minus before      }
     after/NAME        the weights received            }
     labels            (n, K) soft labels, only if the attacker is to have them
+    statistics/LAYER.mean, statistics/LAYER.variance
+                      what a batch normalisation layer saw, only if the attacker is to have it; found
+                      out without it if after/ carries the running statistics of one local step
     settings          JSON text (a text array in .npz, metadata in .safetensors):
                       {"model": {"name": "mlp", "image_shape": [1, 28, 28], "num_classes": 10,
                                  "absolute_input": false, "normalization": "group"},
@@ -34,7 +37,8 @@ from ...errors import IntegrityError, InvalidInputError
 from ...images import ImageSet
 from ...mixing import to_unit_range
 from .networks import build_network
-from .view import Defence, LocalTraining, UpdateView
+from .objective import statistics_of_one_step
+from .view import BatchStatistics, Defence, LocalTraining, UpdateView
 
 MAX_BYTES = 2_000_000_000
 LAYOUT_HINT = "the layout is described in instahide/attacks/update_inversion/capture.py"
@@ -60,14 +64,16 @@ def read_update(path: Path, *, public_images: ImageSet | None = None, model: str
     network = described_network(described, before, path)
     kind, observed = _observed(arrays, before, path)
     labels = None if "labels" not in arrays else torch.from_numpy(arrays["labels"].astype(np.float32))
+    plan = LocalTraining.from_dict(settings.get("training", {}))
     return UpdateView(
         network,
         {name: observed[name] for name, _ in network.named_parameters() if name in observed},
         kind,
-        LocalTraining.from_dict(settings.get("training", {})),
+        plan,
         tuple(described["image_shape"]),
         int(described["num_classes"]),
         labels=labels,
+        batch_statistics=_statistics(arrays, network, plan, tuple(described["image_shape"])),
         defence=_defence(settings.get("defence", {})),
         sign_masked=bool(settings.get("sign_masked", False)),
         public_images=public_images,
@@ -168,6 +174,23 @@ def _observed(arrays: Arrays, before: Arrays, path: Path) -> tuple[str, dict[str
     return "update", {
         name: torch.from_numpy(value.astype(np.float64) - before[name]) for name, value in given.items()
     }
+
+
+def _statistics(
+    arrays: Arrays, network: torch.nn.Module, plan: LocalTraining, image_shape: tuple[int, int, int]
+) -> BatchStatistics | None:
+    """Given in the file, or read from running statistics that one local step has moved."""
+    given = {name: torch.from_numpy(np.array(value)) for name, value in under(arrays, "statistics").items()}
+    layers = sorted({name.rpartition(".")[0] for name in given})
+    if layers:
+        try:
+            return {layer: (given[f"{layer}.mean"], given[f"{layer}.variance"]) for layer in layers}
+        except KeyError as error:
+            raise InvalidInputError(f"statistics/{error.args[0]} is missing", hint=LAYOUT_HINT) from error
+    after = {name: torch.from_numpy(np.array(value)) for name, value in under(arrays, "after").items()}
+    if plan.num_steps != 1:
+        return None
+    return statistics_of_one_step(network, after, num_images=plan.num_images, image_shape=image_shape)
 
 
 def _defence(values: dict[str, Any]) -> Defence:

@@ -20,6 +20,8 @@ a defence, near 1 for what no image explains. It is what an attacker without the
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import nn
 
@@ -143,14 +145,51 @@ def batch_statistics(model: nn.Module, images: torch.Tensor) -> BatchStatistics:
 
         return hook
 
-    import copy
-
     model = copy.deepcopy(model).train()
     for name, module in model.named_modules():
         if isinstance(module, nn.BatchNorm2d):
             module.register_forward_pre_hook(remember(name))
     with torch.no_grad():
         model(images)
+    return found
+
+
+def statistics_of_one_step(
+    model: nn.Module, after: dict[str, torch.Tensor], *, num_images: int, image_shape: tuple[int, int, int]
+) -> BatchStatistics | None:
+    """The batch statistics inside an update of one step that carries the running ones; ``None`` without them.
+
+    Args:
+        model: with the buffers as sent to the site.
+        after: the buffers received, by state-dict name.
+    """
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    if not layers or any(f"{name}.running_var" not in after for name in layers):
+        return None
+    positions = _positions(model, image_shape)
+    before = running_statistics(model)
+    found: BatchStatistics = {}
+    for name, layer in layers.items():
+        received = (after[f"{name}.running_mean"], after[f"{name}.running_var"])
+        momentum = 0.1 if layer.momentum is None else float(layer.momentum)
+        one = statistics_from_running(
+            {name: before[name]}, {name: received}, count=num_images * positions[name], momentum=momentum
+        )
+        found |= one
+    return found
+
+
+def _positions(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, int]:
+    """BatchNorm module name → H·W of its input."""
+    found: dict[str, int] = {}
+    probe = copy.deepcopy(model).eval()
+    for name, module in probe.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.register_forward_pre_hook(
+                lambda _, inputs, name=name: found.__setitem__(name, int(inputs[0][0, 0].numel()))
+            )
+    with torch.no_grad():
+        probe(torch.zeros(1, *image_shape))
     return found
 
 

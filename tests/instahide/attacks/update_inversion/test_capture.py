@@ -9,10 +9,21 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from instahide.attacks.update_inversion import Defence, defend, invert, read_truth, read_update, write_update
+from instahide.attacks.update_inversion import (
+    Defence,
+    LocalTraining,
+    build_network,
+    defend,
+    invert,
+    observe,
+    read_truth,
+    read_update,
+    write_update,
+)
+from instahide.attacks.update_inversion.objective import batch_statistics
 from instahide.errors import InstaHideError, IntegrityError, InvalidInputError
 
-from .inversion_examples import K, case, errors
+from .inversion_examples import K, batch, case, errors
 
 MODEL = {"name": "mlp", "image_shape": [1, 12, 12], "num_classes": K}
 
@@ -61,6 +72,31 @@ def test_weights_after_are_an_update(tmp_path: Path) -> None:
     assert read.kind == "update"
     name = next(iter(view.observed))
     torch.testing.assert_close(read.observed[name], view.observed[name], atol=1e-7, rtol=1e-3)
+
+
+def test_running_statistics_that_come_back_give_the_batch_statistics(tmp_path: Path) -> None:
+    """The running buffers after one step, in weights after, are all it takes."""
+    images, labels = batch(4)
+    model = build_network("batchnorm-cnn", image_shape=(1, 12, 12), num_classes=K)
+    view = observe(model, images, labels, LocalTraining(num_images=4), kind="update")
+    arrays = {f"before/{name}": value.numpy().copy() for name, value in model.state_dict().items()}
+    exact = batch_statistics(model, images)
+    model.train()(images)  # moves the buffers as the site's step did
+    after = {name: value for name, value in model.state_dict().items() if value.is_floating_point()}
+    after |= {name: after[name] + view.observed[name] for name in view.observed}
+    arrays |= {f"after/{name}": value.detach().numpy() for name, value in after.items()}
+    described = {"name": "batchnorm-cnn", "image_shape": [1, 12, 12], "num_classes": K}
+    text = json.dumps({"model": described, "training": {"num_images": 4}})
+    np.savez(tmp_path / "bn.npz", settings=np.array(text), **arrays)
+    read = read_update(tmp_path / "bn.npz").batch_statistics
+    assert read is not None
+    for name, (mean, variance) in exact.items():
+        torch.testing.assert_close(read[name][0], mean, atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(read[name][1], variance, atol=1e-4, rtol=1e-3)
+    given = {f"statistics/{name}.mean": pair[0].numpy() for name, pair in exact.items()}
+    np.savez(tmp_path / "half.npz", settings=np.array(text), **arrays, **given)
+    with pytest.raises(InvalidInputError, match=r"statistics/1.variance is missing"):
+        read_update(tmp_path / "half.npz")
 
 
 @pytest.mark.parametrize(
