@@ -183,6 +183,7 @@ class MembershipAttacker:
         if role not in ROLES:
             raise InvalidInputError(f"role is {role!r}", hint=f"use one of {', '.join(ROLES)}")
         self.view, self.role = view, role
+        self._seen: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
         with torch.inference_mode():
             self._null, self._law = null_law(view, role), coefficient_law(view, role)
             public = to_unit_range(view.public_images.images)
@@ -211,9 +212,7 @@ class MembershipAttacker:
             )
         parts = []
         with torch.inference_mode():
-            features = self._null.whiten(visible(encodings, self.view) - self._null.mean)
-            references = torch.cat(list(self._explained(features, None, self._references, None)), dim=1)
-            typical = _typical(references)  # (N, 1)
+            features, typical = self._looked_at(encodings)
             done, shifts = 0, self._shifts(candidates)
             for part in self._explained(features, labels, shifts, candidates.labels):
                 parts.append(_combined(part - typical, uses))
@@ -221,6 +220,14 @@ class MembershipAttacker:
                 if progress is not None:
                     progress(done, len(candidates), "candidates scored:")
         return torch.cat(parts).numpy()
+
+    def _looked_at(self, encodings: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(N, d) whitened features and (N, 1) what is typical of references; kept for the next candidates."""
+        if self._seen is None or self._seen[0] is not encodings:
+            features = self._null.whiten(visible(encodings, self.view) - self._null.mean)
+            references = torch.cat(list(self._explained(features, None, self._references, None)), dim=1)
+            self._seen = (encodings, features, _typical(references))
+        return self._seen[1:]
 
     def _explained(
         self,

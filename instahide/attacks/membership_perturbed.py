@@ -38,6 +38,8 @@ from .membership import MembershipAttacker, Progress, Scores
 from .membership_outcome import CHANCE, MembershipOutcome, membership_outcome
 from .view import AttackerView, AttackResult
 
+MOVED = ("shift", "crop")
+"""Changes that registering can undo."""
 Pixels = NDArray[np.uint8]
 STRENGTHS: dict[str, tuple[float, ...]] = {
     "shift": (0, 1, 2, 3),
@@ -83,13 +85,13 @@ def membership_by_copy(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> AttackResult:
-    """AUC with changed candidates: one curve per change, one more each if ``register`` is above 0.
+    """AUC with changed candidates: one curve per change, one more of a registering attacker if asked for.
 
     Args:
         candidates: M exact images; the attacker gets changed ones only.
         is_member: (M,) the truth.
         changes: strengths by change.
-        register: largest offset in pixels that the registering attacker tries, (2r + 1)² in all.
+        register: largest offset in pixels that is tried on shifted and cropped copies, (2r + 1)² in all.
         uses, role: as in :func:`.membership.known_image_membership`.
 
     Returns:
@@ -103,7 +105,7 @@ def membership_by_copy(
         attacker = MembershipAttacker(view, role)
         for done, (change, strength) in enumerate(steps):
             copies = perturbed(candidates, change, strength, seed=seed)
-            for tried in sorted({0, register}):
+            for tried in sorted({0, register if change in MOVED else 0}):
                 scores = registered_scores(attacker, copies, max_offset=tried, uses=uses)
                 outcome = membership_outcome(scores[truth], scores[~truth])
                 label = f"{change}, registering" if tried else change

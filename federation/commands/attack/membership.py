@@ -67,6 +67,9 @@ def membership(
     copies: Annotated[
         bool, typer.Option("--copies", help="Measure with shifted, cropped, brightened, compressed copies.")
     ] = False,
+    register: Annotated[
+        int, typer.Option(min=0, max=4, help="With --copies: also try offsets of up to so many pixels.")
+    ] = 0,
     seed: Seed = 0,
     max_seconds: MaxSeconds = None,
     out: Out = None,
@@ -108,7 +111,14 @@ def membership(
     with progress_bar("scoring candidates") as progress:
         if copies:
             result = membership_by_copy(
-                view, candidates, inside, register=2, uses=uses, role=role, seed=seed, progress=progress
+                view,
+                candidates,
+                inside,
+                register=register,
+                uses=uses,
+                role=role,
+                seed=seed,
+                progress=progress,
             )
         else:
             result = known_image_membership(
