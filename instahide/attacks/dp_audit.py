@@ -8,8 +8,8 @@ proved; how far below says how much the audit could have seen, and the power che
 and must find them.
 
 :mod:`.dp_audit_encodings` audits mode ``dp`` of the encoder, :mod:`.dp_audit_training` DP-SGD. Both hand
-their scores to :func:`judge`. What is tested is the whole claimed curve, by μ or at several δ; a claim of mode
-``dp`` or DP-SGD is a curve, of which the printed (ε, δ) is one point.
+their scores to :func:`judge`. What is tested is the whole claimed curve, by μ or at several δ: a claim of
+mode ``dp`` or DP-SGD is a curve, of which the printed (ε, δ) is one point.
 """
 
 from __future__ import annotations
@@ -118,7 +118,9 @@ def audit_result(
 ) -> AttackResult:
     """The finding as an :class:`AttackResult`: ``leaked`` means that the claim is contradicted."""
     claimed = claim.epsilon
-    metrics = {"epsilon_lower_bound": finding.epsilon, "epsilon_claimed": claimed, "delta": claim.delta}
+    metrics = {"epsilon_lower_bound": finding.epsilon, "delta": claim.delta}
+    if math.isfinite(claimed):
+        metrics["epsilon_claimed"] = claimed
     if finding.mu is not None and claim.mu is not None:
         from ..privacy_curves import gaussian_epsilon
 
@@ -130,7 +132,7 @@ def audit_result(
     return AttackResult(
         name=name,
         metrics=metrics,
-        intervals={"epsilon_lower_bound": (finding.epsilon, math.inf)},
+        intervals={},  # the bound is itself the lower end of a one-sided interval
         cpu_seconds=cost.cpu_seconds,
         assumptions=assumptions,
         settings={**settings, "claim": claim.words, "stopped_early": stopped, "confidence": CONFIDENCE},

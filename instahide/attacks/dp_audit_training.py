@@ -6,8 +6,8 @@ The strongest input DP-SGD allows is not an image but a gradient (Nasr et al., I
 j contributes ten times the clipping norm along coordinate j and nothing elsewhere, whenever it is
 sampled. Each canary is in the run or not by its own fair coin, the training itself is the real one
 (:func:`instahide.dp_training.train_with_dp`, real images, real sampling, clipping and noise), and the
-attacker sees the noisy sum of every step. With y_t the released value at its coordinate, C the clipping norm and s the
-noise's standard deviation, a canary's score is the log-likelihood ratio
+attacker sees the noisy sum of every step. With y_t the released value at its coordinate, C the clipping norm
+and s the noise's standard deviation, a canary's score is the log-likelihood ratio
 
     Σ_t log(1 − q + q·exp((C·y_t − C²/2) / s²))                                                     (1)
 

@@ -38,46 +38,51 @@ _THRESHOLDS = 200
 _HIGHEST = 60.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rates:
-    """Counts at one threshold, and their one-sided Clopper–Pearson limits together at one confidence."""
+    """Counts at thresholds (t of them), and one-sided limits of the rates that hold together.
 
-    true_positives: int
-    false_positives: int
+    Args:
+        true_positives, false_positives: (t,) runs above each threshold, of ``positives`` and ``negatives``.
+        confidence: of TPR's lower and FPR's upper limit at one threshold together.
+    """
+
+    true_positives: NDArray[np.int64]
+    false_positives: NDArray[np.int64]
     positives: int
     negatives: int
     confidence: float
 
-    @property
-    def tpr(self) -> tuple[float, float]:
-        """Lower and upper limit of TPR."""
-        return clopper_pearson(self.true_positives, self.positives, (1 - self.confidence) / 2)
+    def _limits(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        tail = (1 - self.confidence) / 2
+        tpr, _ = clopper_pearson(self.true_positives, self.positives, tail)
+        _, fpr = clopper_pearson(self.false_positives, self.negatives, tail)
+        return tpr, fpr
 
-    @property
-    def fpr(self) -> tuple[float, float]:
-        """Lower and upper limit of FPR."""
-        return clopper_pearson(self.false_positives, self.negatives, (1 - self.confidence) / 2)
+    def epsilon(self, delta: float) -> NDArray[np.float64]:
+        """(t,) the larger of the two bounds of (1), at least 0."""
+        tpr, fpr = self._limits()
+        best = np.maximum((tpr - delta) / fpr, (1 - fpr - delta) / (1 - tpr))
+        return np.asarray(np.log(np.maximum(best, 1.0)))
 
-    def epsilon(self, delta: float) -> float:
-        """The larger of the two bounds of (1), at least 0."""
-        tpr, fpr = self.tpr[0], self.fpr[1]
-        best = max((tpr - delta) / fpr, (1 - fpr - delta) / (1 - tpr))
-        return math.log(best) if best > 1 else 0.0
-
-    def mu(self) -> float:
-        """The lower bound on a Gaussian curve's μ, at least 0."""
+    def mu(self) -> NDArray[np.float64]:
+        """(t,) the lower bound on a Gaussian curve's μ, at least 0."""
         from scipy.special import ndtri
 
-        return max(0.0, float(ndtri(self.tpr[0]) - ndtri(self.fpr[1])))
+        tpr, fpr = self._limits()
+        return np.asarray(np.maximum(ndtri(tpr) - ndtri(fpr), 0.0))
 
 
-def clopper_pearson(successes: int, trials: int, tail: float) -> tuple[float, float]:
-    """One-sided limits of a proportion: each is wrong with probability at most ``tail``."""
-    from scipy.stats import beta
+def clopper_pearson(
+    successes: NDArray[np.int64] | int, trials: int, tail: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """One-sided limits of a proportion, (lower, upper): each is wrong with probability at most ``tail``."""
+    from scipy.special import betaincinv
 
-    low = 0.0 if successes == 0 else float(beta.ppf(tail, successes, trials - successes + 1))
-    high = 1.0 if successes == trials else float(beta.ppf(1 - tail, successes + 1, trials - successes))
-    return low, high
+    k = np.asarray(successes, dtype=np.float64)
+    low = np.where(k == 0, 0.0, betaincinv(np.maximum(k, 1), trials - k + 1, tail))
+    high = np.where(k == trials, 1.0, betaincinv(k + 1, np.maximum(trials - k, 1), 1 - tail))
+    return np.asarray(low), np.asarray(high)
 
 
 def epsilon_from_runs(
@@ -105,29 +110,27 @@ def _best(
     inside: NDArray[np.float64],
     outside: NDArray[np.float64],
     confidence: float,
-    bound: Callable[[Rates], float],
+    bound: Callable[[Rates], NDArray[np.float64]],
 ) -> float:
     """The larger of the bounds at threshold 0 and at the one that does best on the even runs."""
     if min(len(inside), len(outside)) < 4:
         return 0.0
     confidence = (1 + confidence) / 2
-    at_zero = bound(_rates(inside, outside, 0.0, confidence))
-    chosen = np.concatenate([inside[::2], outside[::2]])
-    thresholds = np.unique(np.quantile(chosen, np.linspace(0, 1, _THRESHOLDS)))
-    threshold = max(thresholds, key=lambda t: bound(_rates(inside[::2], outside[::2], t, confidence)))
-    return max(at_zero, bound(_rates(inside[1::2], outside[1::2], threshold, confidence)))
+    at_zero = bound(_rates(inside, outside, np.zeros(1), confidence))
+    candidates = np.quantile(np.concatenate([inside[::2], outside[::2]]), np.linspace(0, 1, _THRESHOLDS))
+    on_even = bound(_rates(inside[::2], outside[::2], candidates, confidence))
+    chosen = candidates[[int(on_even.argmax())]]
+    return float(max(at_zero[0], bound(_rates(inside[1::2], outside[1::2], chosen, confidence))[0]))
 
 
 def _rates(
-    inside: NDArray[np.float64], outside: NDArray[np.float64], threshold: float, confidence: float
+    inside: NDArray[np.float64],
+    outside: NDArray[np.float64],
+    thresholds: NDArray[np.float64],
+    confidence: float,
 ) -> Rates:
-    return Rates(
-        int((inside > threshold).sum()),
-        int((outside > threshold).sum()),
-        len(inside),
-        len(outside),
-        confidence,
-    )
+    above = [len(x) - np.searchsorted(np.sort(x), thresholds, side="right") for x in (inside, outside)]
+    return Rates(above[0], above[1], len(inside), len(outside), confidence)
 
 
 def epsilon_from_one_run(

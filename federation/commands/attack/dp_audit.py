@@ -177,7 +177,7 @@ def _audit_encodings(
         config,
         trials=trials,
         max_seconds=max_seconds,
-        progress=lambda done, total=None, text="": on_progress(done, total),
+        progress=on_progress,
         **options,
     )
     if power:
@@ -220,7 +220,7 @@ def _audit_training(
         config,
         claim=claim,
         one_run=one_run,
-        progress=lambda done, total=None, text="": on_progress(done, total),
+        progress=on_progress,
         should_stop=lambda: max_seconds is not None and time.perf_counter() - started > max_seconds,
         **options,
     )
