@@ -27,7 +27,6 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -176,7 +175,8 @@ def train_sign_network(
     simulator = MixtureSimulator(images, config, scheme, seed=seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        network = SignNetwork(images.shape[1]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = SignNetwork(images.shape[1])
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         network.train()
         optimizer = torch.optim.Adam(network.parameters(), LEARNING_RATE)
         started, step = time.process_time(), 0
@@ -247,5 +247,5 @@ def _logits(network: SignNetwork, planes: torch.Tensor) -> torch.Tensor:
     below, right = -H % SCALE, -W % SCALE
     padded = functional.pad(planes, (0, right, 0, below)) if below or right else planes
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        logits: Any = network(padded.contiguous(memory_format=torch.channels_last))
+        logits: torch.Tensor = network(padded.contiguous(memory_format=torch.channels_last))
     return logits[:, :, :H, :W].float()
