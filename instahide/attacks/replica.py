@@ -15,6 +15,7 @@ What an attack gets is :meth:`Replica.view`; the truth goes to the scoring funct
 from __future__ import annotations
 
 import secrets
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 
 from ..augmentation import augment_batch
 from ..encoded_dataset import EncodedDataset
-from ..encoder import Encoder
+from ..encoder import Encoder, FewPixelsWarning
 from ..encoder_config import EncoderConfig
 from ..errors import InvalidInputError
 from ..images import ImageSet
@@ -104,11 +105,13 @@ def make_replica(
     """
     if releases < 1:
         raise InvalidInputError(f"releases is {releases}", hint="use 1 or more")
-    epochs = [
-        batch
-        for images in _as_released(private, releases, augment)
-        for batch in Encoder(config, private=images, public=public)._recorded_batches(len(private), 0)
-    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FewPixelsWarning)  # a warning to those who encode
+        epochs = [
+            batch
+            for images in _as_released(private, releases, augment)
+            for batch in Encoder(config, private=images, public=public)._recorded_batches(len(private), 0)
+        ]
     order = Randomness().stream("partners").permutation(releases * len(private))
     first = epochs[0].encoded
     encoded = EncodedDataset(
