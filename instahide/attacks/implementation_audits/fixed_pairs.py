@@ -62,10 +62,10 @@ def audit_fixed_pairs(release: Release, *, seed: int = 0, progress: Progress | N
         frequencies = labels.astype(np.float64).mean(axis=0)
         simulated = []
         for i in range(SIMULATIONS):
-            simulated.append(_statistics(_simulated_labels(release, frequencies, n, T, rng), T, frequencies))
+            simulated.append(_statistics(_simulated_labels(release, frequencies, n, T, rng), T))
             if progress is not None:
                 progress(i + 1, SIMULATIONS, "simulating fresh partners")
-        observed = _statistics(labels, T, frequencies)
+        observed = _statistics(labels, T)
     mean, spread = np.mean(simulated, axis=0), np.std(simulated, axis=0, ddof=1) + 1e-9
     z = (observed - mean) / spread
     usable = np.array([release.in_data_order, True])
@@ -86,15 +86,14 @@ def audit_fixed_pairs(release: Release, *, seed: int = 0, progress: Progress | N
     return _result(release, found, verdict, metrics, baselines, cost, seed)
 
 
-def _statistics(
-    labels: NDArray[np.floating], epochs: int, frequencies: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def _statistics(labels: NDArray[np.floating], epochs: int) -> NDArray[np.float64]:
     """(2,) same place, clumping."""
     supports = supports_of(labels)
     by_epoch = supports.reshape(epochs, -1)
     same_place = (by_epoch[1:] == by_epoch[:-1]).mean()
     counts = np.bincount(supports).astype(np.float64)
-    # A support of classes a, b, ... is expected in proportion to f_a·f_b·...; only its scale matters here.
+    # A support of classes a, b, ... is expected about in proportion to the shares f_a·f_b·... of the classes.
+    frequencies = labels.astype(np.float64).mean(axis=0)
     first = np.unique(supports, return_index=True)[1]
     log_share = np.where(labels[first] > 0, np.log(np.maximum(frequencies, 1e-12)), 0.0).sum(axis=1)
     sizes = (labels[first] > 0).sum(axis=1)
@@ -112,7 +111,8 @@ def _simulated_labels(
 ) -> NDArray[np.floating]:
     """Labels of a sound release of n images with these class shares."""
     config, private = release.config, release.num_private
-    classes = rng.choice(len(frequencies), size=n, p=frequencies / frequencies.sum())
+    edges = np.rint(np.cumsum(frequencies) / frequencies.sum() * n).astype(np.int64)
+    classes = rng.permutation(np.repeat(np.arange(len(edges)), np.diff(edges, prepend=0)))
     randomness = Randomness()
     rows = []
     for _ in range(epochs):

@@ -21,6 +21,7 @@ from .pickle_outline import Call
 _KNUTH = np.uint32(1_812_433_253)
 _STATE = 624
 _PROBE = 64  # words between probes; a state of 624 words holds nine of them
+_MAX_CANDIDATES = 1000
 _STATE_BYTES = {2496, 2500, 2504, 2508, 2516, 4992, 5000, 5056}
 _KEY_BYTES = {16, 24, 32, 48, 64}
 _BIT_GENERATORS = {"MT19937", "PCG64", "PCG64DXSM", "Philox", "SFC64", "JSF64"}
@@ -125,25 +126,37 @@ def _knuth_rest(words: NDArray[np.uint32], at: Any) -> NDArray[np.uint32]:
 
 def _wide_states(words: NDArray[np.uint32]) -> list[int]:
     """Where 624 random words alternate with zeros."""
-    found = []
+    found: set[int] = set()
     for parity in (0, 1):
-        zero = words[parity::2] == 0  # the upper halves, if words begin at 1 − parity
-        probes = zero[::_PROBE]
-        inside = np.convolve(probes, np.ones(9), mode="valid") == 9 if len(probes) >= 9 else np.empty(0)
-        for probe in np.flatnonzero(inside)[:1000]:
+        low, high = words[parity::2], words[parity + 1 :: 2]
+        low = low[: len(high)]
+        # A state spans nine probes; a random word is below 2²⁴ with chance 1/256, a count nearly always.
+        probes = (high[::_PROBE] == 0) & (low[::_PROBE] >= 1 << 24)
+        if len(probes) < 9:
+            continue
+        for probe in np.flatnonzero(np.convolve(probes, np.ones(9), mode="valid") >= 8)[:_MAX_CANDIDATES]:
             middle = int(probe + 4) * _PROBE
-            low, high = middle, middle
-            while low > 0 and zero[low - 1] and middle - low < 2 * _STATE:
-                low -= 1
-            while high + 1 < len(zero) and zero[high + 1] and high - middle < 2 * _STATE:
-                high += 1
-            start = 2 * low + parity - 1
-            values = words[max(start, 0) : 2 * high + parity : 2]
-            for offset in range(max(1, min(len(values) - _STATE + 1, 8))):
-                if len(values) - offset >= _STATE and looks_like_state(values[offset : offset + _STATE]):
-                    found.append(max(start, 0) + 2 * offset)
-                    break
-    return sorted(set(found))
+            first, last = _run_around(high, middle)
+            start = _state_within(low[first:last])
+            if start is not None:
+                found.add(2 * (first + start) + parity)
+    return sorted(found)
+
+
+def _run_around(high: NDArray[Any], middle: int) -> tuple[int, int]:
+    """First and one past last place of the zeros around ``middle``, no further than a state away."""
+    left, right = max(0, middle - _STATE), min(len(high), middle + _STATE)
+    ends = np.flatnonzero(high[left:right] != 0) + left
+    before, after = ends[ends < middle], ends[ends > middle]
+    return int(before[-1]) + 1 if before.size else left, int(after[0]) if after.size else right
+
+
+def _state_within(low: NDArray[np.uint32]) -> int | None:
+    """Where 624 of these words look like a state; the words around one are few (a seed, a counter)."""
+    for start in range(min(len(low) - _STATE + 1, 8)):
+        if looks_like_state(low[start : start + _STATE]):
+            return start
+    return None
 
 
 def looks_like_state(words: NDArray[Any]) -> bool:

@@ -117,12 +117,17 @@ def recover_mask_stream(
     unknown = np.ones(DEGREE, dtype=bool)
     unknown[places[early]] = False
     num_unknowns = int(unknown.sum()) + num_groups
-    late = equation_rows(np.flatnonzero(~early), num_unknowns)
-    if len(late) < num_unknowns + MIN_SURPLUS:
-        return None, Solution(None, 0, 0), len(late)
-    matrix = _equations(known, places, unknown, late, num_groups, progress)
-    solution = solve(matrix, num_unknowns, progress=progress)
-    if solution.bits is None or len(late) - solution.rank < MIN_SURPLUS or solution.rank < num_unknowns:
+    for generosity in (1.125, 4.0):  # bits soon after the first involve few unknowns: more of them are needed
+        late = equation_rows(np.flatnonzero(~early), math.ceil(generosity * num_unknowns) + SURPLUS)
+        if len(late) < num_unknowns + MIN_SURPLUS:
+            return None, Solution(None, 0, 0), len(late)
+        matrix = _equations(known, places, unknown, late, num_groups, progress)
+        solution = solve(matrix, num_unknowns, progress=progress)
+        if solution.bits is None:
+            return None, solution, len(late)
+        if solution.rank == num_unknowns or len(late) == int((~early).sum()):
+            break
+    if solution.bits is None or solution.rank < num_unknowns:
         return None, solution, len(late)
     flips = np.append(solution.bits[num_unknowns - num_groups :], 0).astype(np.uint8)  # group −1: no flip
     first = np.zeros(DEGREE, dtype=np.uint8)
@@ -131,10 +136,9 @@ def recover_mask_stream(
     return MaskStream(first, start), solution, len(late)
 
 
-def equation_rows(late: NDArray[np.int64], num_unknowns: int) -> NDArray[np.int64]:
-    """Which later known bits become equations: evenly spread, as the first few involve few unknowns."""
-    wanted = min(len(late), num_unknowns + SURPLUS)
-    return late[np.linspace(0, len(late) - 1, wanted).astype(np.int64)] if wanted else late
+def equation_rows(late: NDArray[np.int64], wanted: int) -> NDArray[np.int64]:
+    """Which of the later known bits become equations: so many, evenly spread."""
+    return late[np.linspace(0, len(late) - 1, min(len(late), wanted)).astype(np.int64)]
 
 
 def _equations(
@@ -238,7 +242,7 @@ def audit_mask_generator(
         known = known or background_bits(release)
         stream, solution, equations = recover_mask_stream(known, progress=progress)
         predicted, held_out = _held_out(known, stream, equations)
-    leaked, verdict = _verdict(stream, solution, len(known.places))
+    leaked, verdict = _verdict(stream, solution, equations, len(known.places))
     metrics = {
         "known_bits": float(len(known.places)),
         "equations": float(equations),
@@ -275,8 +279,7 @@ def _held_out(known: KnownBits, stream: MaskStream | None, equations: int) -> tu
     if stream is None:
         return math.nan, 0
     late = np.flatnonzero(known.places - stream.start >= DEGREE)
-    used = late[np.linspace(0, len(late) - 1, equations).astype(np.int64)]
-    rest = np.setdiff1d(late, used)
+    rest = np.setdiff1d(late, equation_rows(late, equations))
     if not rest.size:
         return math.nan, 0
     bits = stream.bits(stream.start, int(known.places[rest[-1]]) - stream.start + 1)
@@ -289,14 +292,18 @@ def _held_out(known: KnownBits, stream: MaskStream | None, equations: int) -> tu
     return right / len(rest), len(rest)
 
 
-def _verdict(stream: MaskStream | None, solution: Solution, known: int) -> tuple[bool | None, str]:
+def _verdict(
+    stream: MaskStream | None, solution: Solution, equations: int, known: int
+) -> tuple[bool | None, str]:
     if stream is not None:
         return (
             True,
-            "The generator of the sign masks was recovered: all its masks, past and future, are known.",
+            "The generator of the sign masks was recovered: all masks, past and future, are known.",
         )
     if solution.contradictions:
         return False, "The sign masks are not the bits of a recoverable MT19937 stream."
+    if equations - solution.rank >= MIN_SURPLUS:
+        return True, "The sign masks are bits of an MT19937; a few more certain ones give all of them away."
     return None, (
         f"Only {known:,} mask bits are certain, too few to tell whether the generator can be recovered."
     )

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from .mersenne_twister import Words, first_outputs, first_outputs_of_python
 
 Floats = NDArray[np.float64]
+MAX_NORMALS = 80  # of one seed: numpy's rejection then stays within the generator's first 227 words
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,6 +24,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,13 +36,14 @@ from ..view import AttackResult
 from .mask_recovery import KnownBits, background_bits
 from .mersenne_twister import MAX_FIRST_OUTPUTS, first_outputs
 from .release import Release
-from .seed_laws import SEED_LAWS, Floats, SeedLaw
+from .seed_laws import MAX_NORMALS, SEED_LAWS, Floats, SeedLaw
 from .statistics import binomial_tail_bound
 
 BLOCK_SEEDS = 1 << 14  # words of this many seeds fit the second-level cache
 REPLAYED_ROWS = 64
 FALSE_ALARM = 1e-12  # of one confirmation; 2³² candidates then give 0.004
 FIRST_ROWS = 6  # tried while the law rejects a seed's draws: at k = 6 it rejects 44 %, six in a row 0.7 %
+SHUFFLED_ROWS = 12  # with half of the labels useless (k = 4 of ten classes) twelve rows all are with 0.0005
 MASK_BITS = 64
 
 Progress = Callable[..., None]
@@ -82,15 +84,19 @@ class LabelChecksum:
         apart = ((labels > 0).sum(axis=1) == private)[:, None]
         shares = np.where(apart, shares / shares.sum(axis=1, keepdims=True).clip(1e-12), np.nan)
         grid = release.config.coefficient_grid
-        tolerance = 3e-6 if grid is None else 1.01 / grid
+        tolerance = 2.5e-7 if grid is None else 1.01 / grid
         in_order = release.in_data_order if in_order is None else in_order
         return cls(shares, release.config, private, release.scheme == "cross", tolerance, in_order)
 
     def targets(self, row: int) -> Floats:
         """Sorted ratios min / max that the ``row``-th drawn row may show; empty: it shows nothing."""
-        rows = self.shares[row : row + 1] if self.in_order else self.shares
-        rows = rows[~np.isnan(rows[:, 0])]
-        return np.sort(rows[:, 0] / rows[:, -1])
+        if self.in_order:
+            return _ratios(self.shares[row : row + 1])
+        return self._all_targets
+
+    @cached_property
+    def _all_targets(self) -> Floats:
+        return _ratios(self.shares)
 
     def split(self, normals: Floats) -> tuple[Floats, NDArray[np.bool_]]:
         """(S, k_priv) ascending shares of (k, S) unnormalised rows, and whether the law accepts them."""
@@ -103,6 +109,11 @@ class LabelChecksum:
         return np.sort(private / weight, axis=0).T, accepted
 
 
+def _ratios(shares: Floats) -> Floats:
+    rows = shares[~np.isnan(shares[:, 0])]
+    return np.sort(rows[:, 0] / rows[:, -1])
+
+
 def search_seeds(
     law: SeedLaw,
     checksum: LabelChecksum,
@@ -113,10 +124,11 @@ def search_seeds(
 ) -> tuple[int | None, int]:
     """The first confirmed seed in ``seeds``, or ``None``; and how many were tried within the budget."""
     started = time.process_time()
+    chance = _chance(law, checksum)
     for first in range(seeds.start, seeds.stop, BLOCK_SEEDS):
         block = range(first, min(first + BLOCK_SEEDS, seeds.stop))
         for seed in _candidates(law, checksum, block).tolist():
-            if _is_confirmed(law, checksum, seed):
+            if _is_confirmed(law, checksum, seed, chance):
                 return seed, block.stop - seeds.start
         if progress is not None:
             progress(block.stop - seeds.start, len(seeds), law.name)
@@ -126,31 +138,35 @@ def search_seeds(
 
 
 def _candidates(law: SeedLaw, checksum: LabelChecksum, block: range) -> NDArray[np.int64]:
-    """Seeds whose first accepted row that has a label to compare with fits it."""
-    active = np.arange(block.start, block.stop, dtype=np.int64)
-    hits = [np.empty(0, dtype=np.int64)]
-    rows = _informative_rows(checksum)
-    for row in rows:
-        if not active.size:
-            break
-        fits, accepted = _fits(law, checksum, active, row)
-        hits.append(active[fits])
-        active = active[~accepted & ~fits]
+    """Seeds worth a replay: a first row that the law accepts fits its label, or any label if shuffled."""
+    seeds = np.arange(block.start, block.stop, dtype=np.int64)
+    if not checksum.in_order:
+        k = checksum.config.num_mixed
+        drawn = _drawn(law, seeds, min(SHUFFLED_ROWS, len(checksum.shares)), k)
+        # A row need not fit: its label may be one of coinciding classes, which shows nothing.
+        rows = (_fits(checksum, drawn[first : first + k], 0)[0] for first in range(0, len(drawn), k))
+        return seeds[np.logical_or.reduce(list(rows))]
+    active, hits = seeds, [seeds[:0]]
+    rows_in_order = _informative_rows(checksum)
+    for row in rows_in_order:
+        if active.size:
+            fits, accepted = _fits(checksum, _row(law, active, row, checksum), row)
+            hits.append(active[fits])
+            active = active[~accepted & ~fits]
     candidates = np.concatenate(hits)
-    if checksum.in_order:  # rows of a coarse grid fit by chance: a few more of them, before a replay
-        for row in rows[1:4]:
-            if candidates.size:
-                fits, accepted = _fits(law, checksum, candidates, row)
-                candidates = candidates[fits | ~accepted]
+    for row in rows_in_order[1:4]:  # rows of a coarse grid fit by chance: a few more, before a replay
+        if candidates.size:
+            fits, accepted = _fits(checksum, _row(law, candidates, row, checksum), row)
+            candidates = candidates[fits | ~accepted]
     return candidates
 
 
-def _fits(
-    law: SeedLaw, checksum: LabelChecksum, seeds: NDArray[np.int64], row: int
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+def _fits(checksum: LabelChecksum, normals: Floats, row: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Whether the law accepts a row of each seed and a label shows its ratio; and whether it accepts it."""
-    shares, accepted = checksum.split(_row(law, seeds, row, checksum.config.num_mixed))
+    shares, accepted = checksum.split(normals)
     ratio, targets = shares[:, 0] / shares[:, -1], checksum.targets(row)
+    if not targets.size:
+        return np.zeros_like(accepted), accepted
     above = np.searchsorted(targets, ratio).clip(max=len(targets) - 1)
     below = np.maximum(above - 1, 0)
     gap = np.minimum(np.abs(targets[above] - ratio), np.abs(targets[below] - ratio))
@@ -163,31 +179,42 @@ def _informative_rows(checksum: LabelChecksum) -> list[int]:
     return [row for row in range(min(24, len(checksum.shares))) if len(checksum.targets(row))][:FIRST_ROWS]
 
 
-def _row(law: SeedLaw, seeds: NDArray[np.int64], row: int, k: int) -> Floats:
+def _row(law: SeedLaw, seeds: NDArray[np.int64], row: int, checksum: LabelChecksum) -> Floats:
     """(k, S) unnormalised coefficients of one row."""
-    if law.normals is not None and 8 * (row + 1) * k <= MAX_FIRST_OUTPUTS:
-        return law.normals(seeds.astype(np.uint32), (row + 1) * k)[row * k :]
-    return np.stack([law.replay(int(seed), row + 1, k)[row] for seed in seeds], axis=1)
+    k = checksum.config.num_mixed
+    return _drawn(law, seeds, row + 1, k)[row * k :]
 
 
-def _is_confirmed(law: SeedLaw, checksum: LabelChecksum, seed: int) -> bool:
-    """Whether replayed rows have labels of their weights far more often than those of a wrong seed."""
+def _drawn(law: SeedLaw, seeds: NDArray[np.int64], rows: int, k: int) -> Floats:
+    """(rows·k, S) unnormalised coefficients of the first rows of each seed."""
+    if law.normals is not None and rows * k <= MAX_NORMALS:
+        return law.normals(seeds.astype(np.uint32), rows * k)
+    return np.stack([law.replay(int(seed), rows, k).ravel() for seed in seeds], axis=1)
+
+
+def _chance(law: SeedLaw, checksum: LabelChecksum) -> float:
+    """How often a row of a wrong seed fits: counted over eight seeds, with one more hit than was seen."""
+    counts = [_matches(law, checksum, 2**31 + 104_729 * i) for i in range(8)]
+    return (sum(right for right, _ in counts) + 1) / (sum(tried for _, tried in counts) + 2)
+
+
+def _is_confirmed(law: SeedLaw, checksum: LabelChecksum, seed: int, chance: float) -> bool:
+    """Whether replayed rows fit far more often than those of wrong seeds."""
     right, tried = _matches(law, checksum, seed)
-    wrong, wrong_tried = _matches(law, checksum, seed ^ 0x5A5A5A5A)
-    chance = (wrong + 1) / (wrong_tried + 2)
     return tried >= 8 and binomial_tail_bound(right, tried, chance) < FALSE_ALARM
 
 
 def _matches(law: SeedLaw, checksum: LabelChecksum, seed: int) -> tuple[int, int]:
+    """Replayed rows that have a label of their weights, and rows that could have one."""
     rows = min(REPLAYED_ROWS, len(checksum.shares))
-    shares, accepted = checksum.split(law.replay(seed, rows, checksum.config.num_mixed).T)
-    if checksum.in_order:
-        near = np.abs(checksum.shares[:rows] - shares).max(axis=1) <= checksum.tolerance
-        usable = accepted & ~np.isnan(checksum.shares[:rows, 0])
-        return int((near & usable).sum()), int(usable.sum())
-    known = checksum.shares[~np.isnan(checksum.shares[:, 0])]
-    near = np.array([(np.abs(known - row).max(axis=1) <= checksum.tolerance).any() for row in shares])
-    return int((near & accepted).sum()), int(accepted.sum())
+    normals = law.replay(seed, rows, checksum.config.num_mixed).T
+    if not checksum.in_order:
+        fits, accepted = _fits(checksum, normals, 0)
+        return int(fits.sum()), int(accepted.sum())
+    shares, accepted = checksum.split(normals)
+    near = np.abs(checksum.shares[:rows] - shares).max(axis=1) <= checksum.tolerance
+    usable = accepted & ~np.isnan(checksum.shares[:rows, 0])
+    return int((near & usable).sum()), int(usable.sum())
 
 
 def search_mask_seeds(
