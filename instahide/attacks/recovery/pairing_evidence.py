@@ -2,17 +2,21 @@
 
 Axes: N encodings, n private images.
 
-A fit always finds n images, in noise too. What it finds in noise says nothing about *other* encodings. So a tenth
-of the encodings is put aside, images are estimated from the rest, and each of those put aside is asked how
-much better two of the images explain it than public images alone do::
+A fit always finds n images, in noise too. What it finds in noise says nothing about *other* encodings.
+So a tenth of the encodings is put aside, images are estimated from the rest, and each of those put aside
+is asked how much better two of the images explain it than public images alone::
 
-    gain(y) = log [ mean over pairs, signs, coefficients of p(y | λ·u_i + λ'·u_j) / p(y | public only) ]     (1)
+    gain(y) = log [ mean over pairs, signs, coefficients of p(y | λ·u_i + λ'·u_j) / p(y | public only) ]   (1)
 
-in nats, with the uncertainty of u in the likelihood, so that the mean gain of images that are not inside is not
-positive as far as the model holds. It holds only roughly (features are not Gaussian), therefore the same is done
-to a *null*, encodings the attacker makes of public images of which none occurs twice as a private one, and to
-*canaries*, public images encoded like the private ones would be. The release leaks if its gain exceeds the
-null's and zero by ``SIGMAS`` standard errors and reaches a share ``SHARE`` of the canaries' gain.
+in nats, with the uncertainty of u in the likelihood, so that the mean gain of images that are not inside
+is not positive as far as the model holds. It holds only for mixtures of images: in noise the steps before
+it see patterns of their own making. So encodings must first look like mixtures: neighbouring magnitudes
+|e| agree (:func:`smoothness`), at least half as much as in mixtures of public images. And what is
+found must not be public: with a small pool, public images are in many encodings too
+(:func:`share_public`).
+
+The same gain is measured on a *null*, mixtures of public images of which none occurs twice, and on
+*canaries*, public images encoded as the private ones would be: how much this attack would have found.
 """
 
 from __future__ import annotations
@@ -26,14 +30,15 @@ import torch
 from ...encoder_config import EncoderConfig
 from .pairing import class_candidates, find_pairing
 from .pairing_features import Features
-from .pairing_model import Candidates, Vectors, assign, fit, random_vectors
+from .pairing_model import Vectors, assign
+from .pairing_seeds import alike
 from .pairing_slots import label_slots, pair_coefficients, single_coefficients
 from .pairing_unlabelled import likely_pairs
 
 HELD_OUT = 0.1
 SIGMAS = 5.0
-SHARE = 0.1
-KNOWN_STEPS = 3
+MIN_SMOOTHNESS = 0.5  # of that of public mixtures
+PUBLIC_MATCH = 0.7
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,14 @@ class Gain:
 
     mean: float
     standard_error: float
+
+    def exceeds(self, other: Gain | None) -> bool:
+        """More than zero and than ``other`` by ``SIGMAS`` standard errors."""
+        if self.mean < SIGMAS * self.standard_error:
+            return False
+        if other is None:
+            return True
+        return self.mean - other.mean > SIGMAS * math.hypot(self.standard_error, other.standard_error)
 
     @classmethod
     def of(cls, gains: torch.Tensor) -> Gain:
@@ -88,28 +101,25 @@ def held_out_gain(
         return Gain.of(assign(shown, groups, vectors).log_evidence - skipped)
 
 
-def known_pairing_gain(
-    features: Features, rows: torch.Tensor, coefficients: torch.Tensor, num_images: int, *, seed: int = 0
-) -> Gain:
-    """Equation (1) where pairs and coefficients are given, (N, 2) each."""
-    held, rest = _split(len(features.values), seed)
-
-    def given(chosen: torch.Tensor) -> list[Candidates]:
-        pairs, weights = rows[chosen], coefficients[chosen]
-        return [Candidates(torch.arange(len(chosen)), pairs[:, :1], pairs[:, 1:], weights[:, None])]
-
-    with torch.inference_mode():
-        generator = torch.Generator().manual_seed(seed)
-        known = given(rest)
-        part = features.subset(rest)
-        vectors = random_vectors(features, num_images, generator)
-        vectors = fit(part, known, vectors, np.linspace(0.05, 1.0, 10 * KNOWN_STEPS), signs_tied=True)
-        vectors = Vectors(vectors.mean, vectors.covariance, torch.zeros(num_images))
-        return Gain.of(assign(features.subset(held), given(held), vectors).log_evidence)
-
-
 def _split(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows put aside and the rest."""
     order = torch.from_numpy(np.random.default_rng(seed).permutation(count))
     size = max(1, int(HELD_OUT * count))
     return order[:size], order[size:]
+
+
+def smoothness(encodings: torch.Tensor) -> float:
+    """Correlation of |e| at neighbouring values of a row and of a column, over all (N, C, H, W)."""
+    size = encodings.abs()
+    size = size - size.mean(0)
+    pairs = ((size[..., 1:], size[..., :-1]), (size[:, :, 1:], size[:, :, :-1]))
+    crossed = sum(float((a * b).mean()) for a, b in pairs) / 2
+    return crossed / max(float(size.square().mean()), 1e-12)
+
+
+def share_public(features: Features, vectors: torch.Tensor, images: torch.Tensor) -> float:
+    """Share of the vectors (n, r) that are one of the public ``images`` (P, C, H, W)."""
+    if features.signs_known:  # the mean image was taken out
+        images = images - images.mean(0)
+    known = features.of_images(images)
+    return float((alike(vectors, known).max(1).values > PUBLIC_MATCH).float().mean())
