@@ -36,7 +36,7 @@ def learn_public_rows(
     moments = (magnitudes**2 - 1) @ (public**2 - 1).T / d
     top = np.argsort(-moments, axis=1)[:, :num_public]
     enough = np.take_along_axis(moments, top, axis=1) > 1 / num_mixed
-    return np.where(enough, top, -1)
+    return np.asarray(np.where(enough, top, -1), dtype=np.int64)
 
 
 def public_part(rows: NDArray[np.int64], public: Array, *, num_mixed: int) -> Array:
@@ -44,7 +44,7 @@ def public_part(rows: NDArray[np.int64], public: Array, *, num_mixed: int) -> Ar
     total = np.zeros((len(rows), public.shape[1]))
     for column in rows.T:
         total[column >= 0] += public[column[column >= 0]]
-    return total / np.sqrt(num_mixed)
+    return np.asarray(total / np.sqrt(num_mixed))
 
 
 def expected_private_part(magnitudes: Array, known: Array, variance: float) -> Array:

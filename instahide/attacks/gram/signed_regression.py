@@ -30,6 +30,7 @@ from .line_graph import incidence
 Array = NDArray[np.float64]
 MAX_POLISH = 30
 MAX_DIAMONDS = 2
+BRANCHES = ((1.0, 1.0), (1.0, -1.0), (-1.0, 1.0), (-1.0, -1.0))  # signs of the equations ab and ac
 MAX_CHECKS = 8  # known neighbours that are asked
 OUTLIER = 8.0  # times the median miss: an equation with the wrong pair
 EXACT = 1e-6  # root mean square of the residual, relative, below which a feature is solved
@@ -49,7 +50,7 @@ def solve_signed_regression(
     edges = _edges_by_pair(pairs)
     best = np.full((num_images, magnitudes.shape[1]), np.nan)
     error = np.full(magnitudes.shape[1], np.inf)
-    branches = ((1.0, 1.0), (1.0, -1.0)) if public_part is None else tuple(product((1.0, -1.0), repeat=2))
+    branches = BRANCHES[:2] if public_part is None else BRANCHES
     exact = (EXACT * magnitudes.mean()) ** 2
     for start, branch in product(_diamonds(edges, num_images), branches):
         left = np.flatnonzero(~(error < exact))

@@ -231,7 +231,8 @@ def _least_squares(
     system.scatter_add_(1, torch.where(rows < 0, count, rows), coefficients)
     system = system[:, :count]
     normal = system.T @ system + RIDGE * torch.eye(count)
-    return torch.linalg.solve(normal, system.T @ values)
+    solution: torch.Tensor = torch.linalg.solve(normal, system.T @ values)
+    return solution
 
 
 def _images_in_pixels(
