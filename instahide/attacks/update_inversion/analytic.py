@@ -40,6 +40,7 @@ from .local_update import averaged_gradient
 from .sparse_batch import MAX_ROUNDS, unmix_sparse_batch
 from .view import UpdateView
 
+MAX_UNITS, MAX_VALUES = 4096, 40_000_000  # of the first layer: 320 MB in float64
 ROUNDING = 1e-5  # relative; float32 differences of weights carry about this much
 AGREEMENT = 1e-4  # relative distance of rows that show one image
 
@@ -144,14 +145,20 @@ def recover_from_first_layer(
             hint="use the L-BFGS or the cosine attack",
         )
     gradient = averaged_gradient(view)
-    weight = gradient[layer.weight].double()
-    bias = gradient[layer.bias].double()
+    rows = _strongest(gradient[layer.weight], gradient[layer.bias])
+    weight, bias = gradient[layer.weight][rows].double(), gradient[layer.bias][rows].double()
     start = dict(view.model.named_parameters())
-    first = (start[layer.weight].detach().double(), start[layer.bias].detach().double())
+    first = (start[layer.weight].detach()[rows].double(), start[layer.bias].detach()[rows].double())
     solve = _from_pruned if view.defence.prune > 0 else _from_whole
-    rows, verified, rank, residual, route, plane = solve(view, weight, bias, first, seed, max_rounds)
-    images = rows.clamp(-1, 1).reshape(len(rows), *view.image_shape)
+    found, verified, rank, residual, route, plane = solve(view, weight, bias, first, seed, max_rounds)
+    images = found.clamp(-1, 1).reshape(len(found), *view.image_shape)
     return FirstLayerRecovery(images, verified, rank, view.num_images, residual, route, plane, layer.absolute)
+
+
+def _strongest(weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """Units to look at: all, or of a very wide layer those with the largest ∇b, to bound the memory."""
+    most = min(MAX_UNITS, MAX_VALUES // weight.shape[1])
+    return bias.abs().argsort(descending=True)[:most].sort().values
 
 
 _Answer = tuple[torch.Tensor, torch.Tensor, int, float, str, AffinePlane | None]

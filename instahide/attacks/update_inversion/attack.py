@@ -87,8 +87,8 @@ def verdict(view: UpdateView, inversion: Inversion) -> str:
         count = int(inversion.verified.sum())
         absolute = " (their absolute values, which is all an encoding carries)" if inversion.absolute else ""
         exact = inversion.route.startswith("first layer")
-        proof = "and the attacker can tell so without the originals" if exact else "they explain all of it"
-        text = f"{count} of the {view.num_images}{tail}{absolute}: {proof}"
+        proof = "the attacker can tell so without the originals" if exact else "they explain all of it"
+        text = f"{count} of the {view.num_images}{tail}{absolute}, and {proof}"
     elif inversion.believed:
         text = (
             f"The {view.num_images}{tail} approximately: they explain the update far better than noise can "

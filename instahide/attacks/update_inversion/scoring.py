@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..image_metrics import bootstrap_interval, score_recovery
+from ..image_metrics import score_recovery
 from .inversion import Inversion
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 EXACT = 1e-6  # mean square error on [−1, 1]: a hundredth of one grey level squared
 MAX_PSNR = 200.0  # an infinite PSNR cannot be written as JSON
+FEWEST_FOR_BOOTSTRAP = 8  # images; resampling fewer says nothing about others
 
 
 def score_inversion(
@@ -65,9 +66,19 @@ def compare(
         "gradient_similarity": score.gradient_similarity,
         "identification_rate": score.identification_rate,
     }
-    exact = (error < EXACT).astype(np.float64)
-    intervals = {"mean_ssim": score.mean_ssim_interval, "exact_share": bootstrap_interval(exact)}
+    intervals = {"exact_share": _share_interval(int((error < EXACT).sum()), len(error))}
+    if len(error) >= FEWEST_FOR_BOOTSTRAP:
+        intervals["mean_ssim"] = score.mean_ssim_interval
     return metrics, intervals, score.matched
+
+
+def _share_interval(count: int, total: int) -> tuple[float, float]:
+    """95 % interval of a share (Clopper & Pearson 1934): exact, also at none and all."""
+    from scipy.stats import beta
+
+    low = 0.0 if count == 0 else float(beta.ppf(0.025, count, total - count + 1))
+    high = 1.0 if count == total else float(beta.ppf(0.975, count + 1, total - count))
+    return low, high
 
 
 def baselines(truth: torch.Tensor, public: ImageSet | None, *, seed: int = 0) -> dict[str, float]:
