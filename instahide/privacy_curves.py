@@ -153,7 +153,7 @@ def sampled_gaussian_epsilon(
     return float(accountant.get_epsilon(delta))
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=16)
 def _sampled_gaussian_loss(noise_multiplier: float, sample_rate: float, num_steps: int) -> Any:
     """The composed privacy loss, which answers for every δ; composing it is what takes time."""
     accounting = require("dp_accounting")

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import typer
 
-from . import audits, challenge, frontier, listing, membership, model_membership, report, update_inversion
+from . import (
+    audits,
+    challenge,
+    dp_audit,
+    frontier,
+    listing,
+    membership,
+    model_membership,
+    report,
+    update_inversion,
+)
 
 app = typer.Typer(help="Attack encodings and updates; report what leaks.", no_args_is_help=True)
 run_app = typer.Typer(help="Run one attack.", no_args_is_help=True)
@@ -29,3 +39,4 @@ run_app.command("membership")(membership.membership)
 run_app.command("audits")(audits.audits)
 run_app.command("update-inversion")(update_inversion.update_inversion)
 run_app.command("model-membership")(model_membership.model_membership)
+run_app.command("dp-audit")(dp_audit.dp_audit)

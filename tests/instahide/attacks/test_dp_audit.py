@@ -23,7 +23,6 @@ from instahide.attacks.dp_audit_encodings import (
 )
 from instahide.attacks.dp_audit_training import (
     audit_training,
-    claim_of_training,
     power_check_training,
     run_with_canaries,
 )
@@ -58,16 +57,16 @@ def law(noise_law: str = "gaussian", **changes: Any) -> EncoderConfig:
 
 @pytest.mark.parametrize("noise_law", ["gaussian", "laplace"])
 def test_the_honest_encoder_is_not_contradicted(noise_law: str) -> None:
-    result = audit_encodings(law(noise_law), trials=600)
+    result = audit_encodings(law(noise_law), trials=400)
     assert result.leaked is False
-    assert 0.3 < result.metrics["epsilon_lower_bound"] < result.metrics["epsilon_claimed"]
+    assert 0.2 < result.metrics["epsilon_lower_bound"] < result.metrics["epsilon_claimed"]
     assert "claim not contradicted" in result.checks["null"]
     json.dumps(result.to_dict(), allow_nan=False)
 
 
-@pytest.mark.parametrize("noise_law", ["gaussian", "laplace"])
+@pytest.mark.parametrize("noise_law", ["gaussian", pytest.param("laplace", marks=pytest.mark.slow)])
 def test_planted_faults_are_found(noise_law: str) -> None:
-    for fault, finding in power_check(law(noise_law), trials=600).items():
+    for fault, finding in power_check(law(noise_law), trials=400).items():
         assert finding.contradicted, fault
 
 
@@ -223,7 +222,7 @@ def test_more_canaries_than_weights_are_refused() -> None:
 
 
 def test_noise_bounds_nothing_and_certainty_refutes_everything() -> None:
-    claim = claim_of_training(1.0, 0.5, 2)
+    claim = Claim(1e-5, lambda _delta: 2.0)
     for kind in ("runs", "one-run"):
         null = null_check(claim, 1000, kind=kind)
         assert null.epsilon == 0
