@@ -75,8 +75,8 @@ class EncodeResult:
 
 
 def default_max_releases(config: EncoderConfig) -> int | None:
-    """1 in ``hardened`` mode; the research modes are counted but not limited."""
-    return 1 if config.mode == "hardened" else None
+    """1 in modes ``hardened`` and ``dp``; the research modes are counted but not limited."""
+    return 1 if config.mode in ("hardened", "dp") else None
 
 
 def encode_to_folder(

@@ -16,6 +16,8 @@ from .inspect import law_in_words, manifest_in_numbers
 
 if TYPE_CHECKING:
     from instahide.encode_job import EncodeResult
+    from instahide.encoder_config import EncoderConfig
+    from instahide.encoding_guarantee import Guarantee
     from instahide.images import ImageSet
 
 WORTH = (
@@ -43,9 +45,25 @@ def encode(
         typer.Option(min=1, metavar="N", help="Encodings of each image; above 1 raise --max-releases too."),
     ] = 1,
     mode: Annotated[
-        str, typer.Option(help="hardened, compat (published law, for research) or mixup (no sign mask).")
+        str,
+        typer.Option(
+            help="hardened, compat (published law, for research), mixup (no sign mask) or dp (noise)."
+        ),
     ] = "hardened",
-    coefficient_law: Annotated[str, typer.Option(help="folded-normal or dirichlet.")] = "folded-normal",
+    coefficient_law: Annotated[
+        str | None,
+        typer.Option(
+            help="folded-normal, dirichlet or, without a mask, equal.",
+            show_default="folded-normal; equal in mode dp",
+        ),
+    ] = None,
+    target_epsilon: Annotated[
+        float | None, typer.Option(help="Mode dp: noise for this epsilon of one image, over all --epochs.")
+    ] = None,
+    target_delta: Annotated[float | None, typer.Option(help="Mode dp: delta.", show_default="1e-5")] = None,
+    noise_law: Annotated[
+        str | None, typer.Option(help="Mode dp: gaussian or laplace.", show_default="gaussian")
+    ] = None,
     quantization_bits: Annotated[
         int | None,
         typer.Option(
@@ -53,7 +71,7 @@ def encode(
             max=16,
             metavar="BITS",
             help="Bits of each stored value.",
-            show_default="8 in hardened mode",
+            show_default="8 in modes hardened and dp",
         ),
     ] = None,
     ledger: Annotated[
@@ -69,7 +87,7 @@ def encode(
             min=0,
             metavar="N",
             help="Encodings of any one image that may ever be released.",
-            show_default="1 in hardened mode, else no limit",
+            show_default="1 in modes hardened and dp, else no limit",
         ),
     ] = None,
     split: Annotated[
@@ -114,6 +132,10 @@ def encode(
     same images is refused. The ledger knows images by their pixels, wherever
     the files lie. Encodings are not encrypted and not anonymous.
 
+    Mode dp alone has a privacy guarantee, which is printed; it needs much noise
+    and so many images. It is for one image and this folder: other releases of
+    the same images add to it.
+
     An interrupted run leaves no data set behind; the same command with --resume
     finishes it without a second charge for the images.
 
@@ -125,23 +147,29 @@ def encode(
         instahide encode scans/ --out encoded/
 
         instahide encode scans/ --out encoded/ --public pool.npz --num-mixed 6
+
+        instahide encode scans/ --out encoded/ --mode dp --target-epsilon 8
     """
     from instahide.encode_job import JOB_FILE, encode_to_folder
     from instahide.encoder_config import EncoderConfig
     from instahide.exposure import ExposureLedger, default_ledger_path
 
-    config = EncoderConfig(
-        num_mixed=num_mixed,
-        num_private=min(num_private, num_mixed) if public is None else num_private,
-        mode=mode,
-        coefficient_law=coefficient_law,
-        quantization_bits=quantization_bits,
-    )
+    law: dict[str, Any] = {
+        "num_mixed": num_mixed,
+        "num_private": min(num_private, num_mixed) if public is None else num_private,
+        "quantization_bits": quantization_bits,
+    }
+    if coefficient_law is not None:
+        law["coefficient_law"] = coefficient_law
+    noise = _checked_noise(mode, target_epsilon, target_delta, noise_law)
+    config = None if mode == "dp" else EncoderConfig(mode=mode, **law)
     with _warnings_in_plain_words():
         with progress_bar("reading images"):
             how = {"image_size": image_size, "channels": channels, "max_bad_fraction": max_bad_fraction}
             images = _load(private, split, how)
             pool = None if public is None else _load_public(public, images)
+        if config is None:
+            config = _law_with_noise(images, epochs, public is not None, noise, law)
         charged = ExposureLedger(ledger or default_ledger_path())
         try:
             with progress_bar("encoding") as on_progress:
@@ -164,7 +192,7 @@ def encode(
                 f"interrupted: {out} is unfinished, and no data set yet",
                 hint="run the same command with --resume to finish it without a second charge",
             ) from error
-    _report(result, charged.path, format)
+    _report(result, charged.path, format, _guarantee(result, noise["target_delta"]))
 
 
 def _load(path: Path, split: str | None, how: dict[str, Any]) -> ImageSet:
@@ -190,9 +218,62 @@ def _load_public(path: Path, private: ImageSet) -> ImageSet:
     return ImageSet(pool.images)
 
 
-def _report(result: EncodeResult, ledger: Path, format: OutputFormat) -> None:
+def _checked_noise(
+    mode: str, epsilon: float | None, delta: float | None, noise_law: str | None
+) -> dict[str, Any]:
+    """The options of mode dp, which have no meaning in any other."""
+    from instahide.errors import InvalidInputError
+
+    given = {"target_epsilon": epsilon, "target_delta": delta, "noise_law": noise_law}
+    if mode != "dp":
+        for name, value in given.items():
+            if value is not None:
+                raise InvalidInputError(
+                    f"--{name.replace('_', '-')} has no meaning in mode {mode}", hint="use --mode dp"
+                )
+    elif epsilon is None:
+        raise InvalidInputError("mode dp needs --target-epsilon", hint="say --target-epsilon 8")
+    return {"target_delta": 1e-5, **{name: value for name, value in given.items() if value is not None}}
+
+
+def _law_with_noise(
+    images: ImageSet, epochs: int, has_pool: bool, noise: dict[str, Any], law: dict[str, Any]
+) -> EncoderConfig:
+    from instahide.encoding_guarantee import dp_config_for
+
+    return dp_config_for(
+        image_shape=images.image_shape,
+        num_classes=images.num_classes,
+        scheme="cross" if has_pool else "inside",
+        releases=epochs,
+        **noise,
+        **law,
+    )
+
+
+def _guarantee(result: EncodeResult, delta: float) -> Guarantee | None:
+    """What the folder guarantees, by the uses that were charged; ``None`` for a mode without noise."""
+    from instahide.encoder_config import EncoderConfig
+    from instahide.encoding_guarantee import guarantee_of_encodings
+
+    manifest = result.manifest
+    config = EncoderConfig.from_dict(manifest.law)
+    if not config.has_noise:
+        return None
+    return guarantee_of_encodings(
+        config,
+        image_shape=manifest.image_shape,
+        num_classes=len(manifest.class_names),
+        scheme=manifest.scheme,
+        releases=result.own_uses,
+        partner_uses=result.partner_uses,
+        target_delta=delta,
+    )
+
+
+def _report(result: EncodeResult, ledger: Path, format: OutputFormat, guarantee: Guarantee | None) -> None:
     if format is OutputFormat.json:
-        print_json(_in_numbers(result, ledger))
+        print_json(_in_numbers(result, ledger, guarantee))
         return
     manifest = result.manifest
     megabytes = sum(shard.bytes for shard in manifest.shards) / 1e6
@@ -210,10 +291,11 @@ def _report(result: EncodeResult, ledger: Path, format: OutputFormat) -> None:
             f"  left out  {result.copies_left_out:,} exact copies of other images: the release budget has no "
             "room for a second encoding of one picture (--max-releases)"
         )
-    typer.echo("\n".join([*lines, f"  worth     {WORTH}"]))
+    worth = WORTH if guarantee is None else f"{guarantee.in_words()}; other releases add to it"
+    typer.echo("\n".join([*lines, f"  worth     {worth}"]))
 
 
-def _in_numbers(result: EncodeResult, ledger: Path) -> dict[str, Any]:
+def _in_numbers(result: EncodeResult, ledger: Path, guarantee: Guarantee | None) -> dict[str, Any]:
     return {
         "path": str(result.path),
         **manifest_in_numbers(result.manifest),
@@ -222,7 +304,8 @@ def _in_numbers(result: EncodeResult, ledger: Path) -> dict[str, Any]:
         "own_uses_charged": result.own_uses,
         "partner_uses_charged": result.partner_uses,
         "ledger": str(ledger),
-        "worth": WORTH,
+        "guarantee": None if guarantee is None else guarantee.to_dict(),
+        "worth": WORTH if guarantee is None else guarantee.in_words(),
     }
 
 

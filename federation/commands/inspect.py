@@ -69,7 +69,12 @@ def law_in_words(law: dict[str, Any], scheme: str) -> str:
     public = f" ({private} private, {k - private} public)" if scheme == "cross" else " (all private)"
     bits = law["quantization_bits"]
     values = f"{bits}-bit values" if bits else "float32 values"
-    return f"{law['mode']}, {k} images mixed{public}, {law['coefficient_law']} coefficients, {values}"
+    text = f"{law['mode']}, {k} images mixed{public}, {law['coefficient_law']} coefficients, {values}"
+    if law["mode"] == "dp":
+        text += (
+            f", {law['noise_law']} noise of {law['noise_scale']:.3g} (labels {law['label_noise_scale']:.3g})"
+        )
+    return text
 
 
 def manifest_in_numbers(manifest: Manifest) -> dict[str, Any]:

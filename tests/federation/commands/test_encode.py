@@ -196,3 +196,54 @@ def test_real_images_encode(tmp_path: Path, name: str) -> None:
     assert result.exit_code == 0, result.exception
     body = json.loads(result.stdout)
     assert len(load_encoded(tmp_path / "out")) == body["num_images"]
+
+
+# --- mode dp -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("noise_law", ["gaussian", "laplace"])
+def test_mode_dp_says_what_it_guarantees(tmp_path: Path, data: Path, noise_law: str) -> None:
+    pytest.importorskip("dp_accounting")
+    words = (
+        "--mode",
+        "dp",
+        "--target-epsilon",
+        5,
+        "--noise-law",
+        noise_law,
+        "--epochs",
+        2,
+        "--max-releases",
+        2,
+    )
+    written = run(data, "--out", tmp_path / "encoded", *words, "--format", "json")
+    assert written.exit_code == 0, written.output
+    answer = json.loads(written.stdout)
+    assert 4.99 < answer["guarantee"]["epsilon"] <= 5
+    assert (answer["guarantee"]["own_uses"], answer["guarantee"]["partner_uses"]) == (2, 6)
+    assert load_encoded(tmp_path / "encoded").config.coefficient_law == "equal"
+
+
+def test_mode_dp_releases_an_image_once(tmp_path: Path, data: Path) -> None:
+    words = ("--mode", "dp", "--target-epsilon", 5)
+    first = run(data, "--out", tmp_path / "one", *words)
+    assert "epsilon 5 at delta 1e-05 for one image (replace-one)" in first.output
+    assert isinstance(run(data, "--out", tmp_path / "two", *words).exception, RefusedError)
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("--mode", "dp"), "needs --target-epsilon"),
+        (("--target-epsilon", 3), "no meaning in mode hardened"),
+        (("--mode", "mixup", "--noise-law", "laplace"), "no meaning in mode mixup"),
+        (("--mode", "dp", "--target-epsilon", 99), "target_epsilon"),
+    ],
+)
+def test_an_epsilon_and_mode_dp_belong_together(
+    tmp_path: Path, data: Path, words: tuple[object, ...], named: str
+) -> None:
+    refused = run(data, "--out", tmp_path / "encoded", *words)
+    assert isinstance(refused.exception, InvalidInputError)
+    assert named in refused.exception.message
+    assert not (tmp_path / "encoded").exists()
