@@ -7,11 +7,14 @@ import typer
 from . import (
     audits,
     challenge,
+    curve,
     dp_audit,
     frontier,
+    gram,
     listing,
     membership,
     model_membership,
+    public_sources,
     report,
     update_inversion,
 )
@@ -32,9 +35,12 @@ def run() -> None:
 
 app.add_typer(run_app, name="run")
 app.add_typer(challenge.app, name="challenge")
+app.command("curve")(curve.curve)
 app.command("frontier")(frontier.frontier)
 app.command("list")(listing.list_attacks)
 app.command("report")(report.report)
+run_app.command("gram")(gram.gram)
+run_app.command("public-sources")(public_sources.public_sources)
 run_app.command("membership")(membership.membership)
 run_app.command("audits")(audits.audits)
 run_app.command("update-inversion")(update_inversion.update_inversion)
