@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from .artefacts import audit_artefacts, scan_artefacts
 from .coefficient_reuse import audit_coefficients
+from .decoded_signs import bits_from_decoding
 from .fixed_pairs import audit_fixed_pairs
 from .label_leakage import audit_labels
 from .lattice import audit_lattice
@@ -48,6 +49,7 @@ __all__ = [
     "audit_release",
     "audit_seeds",
     "audit_self_mixing",
+    "bits_from_decoding",
     "bits_from_sure_signs",
     "scan_artefacts",
     "summary",

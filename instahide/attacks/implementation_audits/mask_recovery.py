@@ -302,7 +302,7 @@ def _verdict(
         )
     if solution.contradictions:
         return False, "The sign masks are not the bits of a recoverable MT19937 stream."
-    if equations - solution.rank >= MIN_SURPLUS:
+    if solution.bits is not None and equations - solution.rank >= MIN_SURPLUS:
         return True, "The sign masks are bits of an MT19937; a few more certain ones give all of them away."
     return None, (
         f"Only {known:,} mask bits are certain, too few to tell whether the generator can be recovered."

@@ -19,10 +19,11 @@ from ...encoder_config import EncoderConfig
 from ..view import AttackResult
 from .artefacts import audit_artefacts
 from .coefficient_reuse import audit_coefficients
+from .decoded_signs import bits_from_decoding
 from .fixed_pairs import audit_fixed_pairs
 from .label_leakage import audit_labels
 from .lattice import audit_lattice
-from .mask_recovery import KnownBits, audit_mask_generator
+from .mask_recovery import KnownBits, audit_mask_generator, background_bits
 from .mask_reuse import audit_masks
 from .planted_checks import CHECKS, Check
 from .public_coverage import audit_public_coverage
@@ -70,12 +71,14 @@ def audit(
     """Every audit of a release, in a fixed order; the artefact scan only if there are artefacts.
 
     Args:
-        known_bits: mask bits known for certain, if more than a common background shows.
+        known_bits: mask bits known for certain; by default those of a common background or of pixels
+            that can be solved for.
         seed_bits: seeds 0 .. 2^seed_bits − 1 are tried.
         max_seconds: processor time of each seed search.
         with_checks: also run each audit on a planted weakness and on a sound release.
         seed: of the auditor's choices of rows and pixels.
     """
+    known_bits = known_bits or _certain_bits(release, progress)
     audits: list[Callable[[], AttackResult]] = [
         lambda: audit_seeds(
             release, seed_bits=seed_bits, known=known_bits, max_seconds=max_seconds, progress=progress
@@ -94,6 +97,12 @@ def audit(
     if paths:
         results.append(audit_artefacts(paths, progress=progress))
     return [with_check(result) for result in results] if with_checks else results
+
+
+def _certain_bits(release: Release, progress: Progress | None) -> KnownBits:
+    """Mask bits of a common background, or of pixels that can be solved for, whichever are more."""
+    background, decoded = background_bits(release), bits_from_decoding(release, progress=progress)
+    return background if len(background.places) >= len(decoded.places) else decoded
 
 
 def with_check(result: AttackResult) -> AttackResult:

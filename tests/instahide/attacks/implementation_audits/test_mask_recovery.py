@@ -85,6 +85,11 @@ def test_the_default_mode_has_no_recoverable_generator() -> None:
     assert result.metrics["contradictions"] > 0
 
 
+def test_too_few_certain_pixels_are_not_decided() -> None:
+    known = known_share(torch_bits(300 * 784, seed=2), 20 / 784)
+    assert audit_mask_generator(sound_release(images=60), known=known).leaked is None
+
+
 def test_noise_is_not_decided() -> None:
     noise = np.random.default_rng(0).uniform(-1, 1, (50, 1, 16, 16)).astype(np.float32)
     result = audit_mask_generator(Release(noise, None, LAW, "inside"))
