@@ -223,7 +223,9 @@ def measure_membership(settings: DemoSettings, data: DemoData) -> dict[str, Any]
         )
         is_member = np.arange(len(candidates)) < len(members)
         view = AttackerView.of(released, data.held_out.subset(reference), public_pool=data.public)
-        measured[f"k={num_mixed}"] = known_image_membership(view, candidates, is_member).to_dict()
+        measured[f"k={num_mixed}"] = known_image_membership(
+            view, candidates, is_member, uses=config.num_private, check=False
+        ).to_dict()
     return measured
 
 

@@ -1,7 +1,7 @@
 """Does the membership attack find what was planted, and nothing in noise?
 
-*Power.* The attacker encodes some images of their own, alone (k = 1, a bare sign mask) and in pairs
-(k = 2), hides them among the release and looks for them among strangers. Canaries with k = 1 that
+*Power.* Some strangers are encoded, alone (k = 1, a bare sign mask) and in pairs (k = 2), hidden among
+the release and looked for among the other strangers. Canaries with k = 1 that
 are not found mean that the attack does not work here (an unsuitable public set, say), so that
 "nothing found" means nothing. They carry no noise, whatever the law: they test the attack, not the defence.
 
@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 from ..encoder import Encoder, FewPixelsWarning
 from ..encoder_config import EncoderConfig
 from ..images import ImageSet
-from .membership import NUM_REFERENCES, MembershipAttacker
+from .membership import MembershipAttacker
 from .membership_outcome import membership_outcome
 from .membership_search import found_first, searched_scores
+from .metrics import roc_auc, roc_auc_interval
 
 NUM_CANARIES, NUM_STRANGERS = 20, 200
 MAX_CANDIDATES = 1000
-ENOUGH_FOUND = 0.8
 
 
 @dataclass(frozen=True)
@@ -49,20 +49,21 @@ def membership_checks(
 ) -> MembershipChecks:
     """Both checks, with the attacker's law, whitening and encodings; with ``search`` as the attack had it."""
     rng = np.random.default_rng(seed)
-    found = {k: planted_canaries_found(attacker, num_mixed=k, rng=rng) for k in (1, 2)}
-    share, count = found[1]
-    has_power = share >= ENOUGH_FOUND or not count
+    strangers = candidates.subset(~is_member)
+    found = {k: planted_canaries_auc(attacker, strangers, num_mixed=k, rng=rng) for k in (1, 2)}
+    _, at_least, count = found[1]
+    has_power = at_least > 0.5 or not count
     auc, is_quiet = noise_auc(attacker, candidates, is_member, search=search, rng=rng)
     return MembershipChecks(
         {"power": _power_words(found, has_power), "null": _null_words(auc, is_quiet)}, has_power, is_quiet
     )
 
 
-def _power_words(found: dict[int, tuple[float, int]], has_power: bool) -> str:
-    if not found[1][1]:
-        return "not run: too few public images to plant some"
-    shares = ", ".join(f"{share:.0%} of {count} with k = {k}" for k, (share, count) in found.items())
-    return f"{'passed' if has_power else 'FAILED'}: planted images found above all strangers: {shares}"
+def _power_words(found: dict[int, tuple[float, float, int]], has_power: bool) -> str:
+    if not found[1][2]:
+        return "not run: too few strangers to plant some"
+    figures = ", ".join(f"AUC {auc:.2f} of {count} with k = {k}" for k, (auc, _, count) in found.items())
+    return f"{'passed' if has_power else 'FAILED'}: planted images against strangers: {figures}"
 
 
 def _null_words(auc: float, is_quiet: bool) -> str:
@@ -71,26 +72,25 @@ def _null_words(auc: float, is_quiet: bool) -> str:
     return f"FAILED: AUC {auc:.2f} on noise; members and others differ by more than membership"
 
 
-def planted_canaries_found(
-    attacker: MembershipAttacker, *, num_mixed: int, rng: np.random.Generator
-) -> tuple[float, int]:
-    """Share of canaries that score above every stranger, and how many were planted.
+def planted_canaries_auc(
+    attacker: MembershipAttacker, strangers: ImageSet, *, num_mixed: int, rng: np.random.Generator
+) -> tuple[float, float, int]:
+    """AUC of planted canaries against strangers, its lower limit, and how many were planted.
 
-    Canaries and strangers are images the attacker has, none of them among the references.
+    Args:
+        strangers: images known not to be inside; some are planted, the others stay strangers.
     """
-    view = attacker.view
-    images = view.public_images.images[: max(0, len(view.public_images) - NUM_REFERENCES)]
-    if len(images) < 4 * NUM_CANARIES:  # a small set: references may then be canaries too
-        images = view.public_images.images
+    images = strangers.images
     varied = np.flatnonzero((images != images[:, :, :1, :1]).any(axis=(1, 2, 3)))
     chosen = rng.permutation(varied)[: NUM_CANARIES + NUM_STRANGERS]
     number = min(NUM_CANARIES, len(chosen) // 4)
     if number < 2:
-        return 0.0, 0
+        return 0.5, 0.0, 0
     canaries = ImageSet(images[chosen[:number]])
-    planted = torch.cat([view.encodings, _encoded(view.config, canaries, num_mixed)])
-    scores = attacker.scores(planted, None, ImageSet(images[chosen]))
-    return float((scores[:number] > scores[number:].max()).mean()), number
+    release = torch.cat([attacker.view.encodings, _encoded(attacker.view.config, canaries, num_mixed)])
+    scores = attacker.scores(release, None, ImageSet(images[chosen]))
+    planted, others = scores[:number], scores[number:]
+    return roc_auc(planted, others), roc_auc_interval(planted, others)[0], number
 
 
 def noise_auc(

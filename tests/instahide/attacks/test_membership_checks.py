@@ -10,7 +10,7 @@ import torch
 
 from instahide.attacks import membership_checks
 from instahide.attacks.membership import MembershipAttacker, known_image_membership, nearest_encoding_scores
-from instahide.attacks.membership_checks import noise_auc, planted_canaries_found
+from instahide.attacks.membership_checks import noise_auc, planted_canaries_auc
 from instahide.attacks.view import AttackerView
 from instahide.encoder import Encoder
 from instahide.encoder_config import EncoderConfig
@@ -37,9 +37,11 @@ def view_of(config: EncoderConfig) -> AttackerView:
 @pytest.mark.parametrize("mode", ["hardened", "compat", "mixup"])
 def test_planted_images_are_found_in_every_mode(mode: str) -> None:
     attacker = MembershipAttacker(view_of(EncoderConfig(num_mixed=6, mode=mode)))
-    share, count = planted_canaries_found(attacker, num_mixed=1, rng=np.random.default_rng(0))
+    auc, at_least, count = planted_canaries_auc(
+        attacker, STRANGERS, num_mixed=1, rng=np.random.default_rng(0)
+    )
     assert count == 20
-    assert share >= 0.8
+    assert auc > at_least > 0.8
 
 
 def test_noise_gives_the_verdict_nothing_found() -> None:
@@ -61,7 +63,7 @@ def test_members_that_look_different_are_not_recognised_in_noise() -> None:
 def test_an_attack_without_power_leaves_the_question_open(monkeypatch: pytest.MonkeyPatch) -> None:
     view = view_of(EncoderConfig(num_mixed=4))
     noise = torch.rand(view.encodings.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    monkeypatch.setattr(membership_checks, "planted_canaries_found", lambda *_, **__: (0.1, 20))
+    monkeypatch.setattr(membership_checks, "planted_canaries_auc", lambda *_, **__: (0.55, 0.4, 20))
     result = known_image_membership(replace(view, encodings=noise), CANDIDATES, IS_MEMBER)
     assert result.leaked is None
     assert result.verdict.startswith("Undecided")
