@@ -213,7 +213,8 @@ class _Decoder:
             self.bar = next(self.bars, self.bar)
             residuals = self.standardised - self.solution.prediction
             noise = self.solution.noise + self.solution.prediction_variance
-            self.sources = find_sources(residuals, 1 / noise, self.sources, self.pool, self.bar)
+            mass = 1 - self.weights.sum(1)
+            self.sources = find_sources(residuals, 1 / noise, self.sources, self.pool, self.bar, mass)
             self.solution = self._solve()
         self.images = self.solution.images * self.sd
         return float((self.images - before).square().sum() / self.images.square().sum().clamp(min=1e-12))

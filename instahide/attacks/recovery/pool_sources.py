@@ -86,7 +86,12 @@ def row_signs(mixtures: torch.Tensor, weights: torch.Tensor, pool: Pool) -> torc
 
 
 def find_sources(
-    residuals: torch.Tensor, weights: torch.Tensor, known: RowSources, pool: Pool, bar: float
+    residuals: torch.Tensor,
+    weights: torch.Tensor,
+    known: RowSources,
+    pool: Pool,
+    bar: float,
+    mass: torch.Tensor,
 ) -> RowSources:
     """Sources of each row given residuals (N, d), from which known ones are *not* subtracted.
 
@@ -94,6 +99,7 @@ def find_sources(
         weights: (N, G) of equation (1).
         known: (N, m) candidates from an earlier round; they must pass again.
         bar: t-statistic a source needs.
+        mass: (N,) what the coefficients of all m sources sum to; imposed once m are found.
     """
     sought = known.rows.shape[1]
     rows, coefficients = [], []
@@ -104,7 +110,9 @@ def find_sources(
         short = have.found < sought
         if short.any():
             new[short] = _candidates(part[short], weight[short], have.of(short), pool, bar, new.shape[1])
-        fitted = _fit(part, weight[:, pool.bands], torch.cat([have.rows, new], dim=1), pool, sought, bar)
+        candidates = torch.cat([have.rows, new], dim=1)
+        rest = mass[first : first + BLOCK]
+        fitted = _fit(part, weight[:, pool.bands], candidates, pool, sought, bar, rest)
         rows.append(fitted.rows)
         coefficients.append(fitted.coefficients)
     return RowSources(torch.cat(rows), torch.cat(coefficients))
@@ -121,7 +129,13 @@ def _candidates(
 
 
 def _fit(
-    part: torch.Tensor, weight: torch.Tensor, candidates: torch.Tensor, pool: Pool, sought: int, bar: float
+    part: torch.Tensor,
+    weight: torch.Tensor,
+    candidates: torch.Tensor,
+    pool: Pool,
+    sought: int,
+    bar: float,
+    mass: torch.Tensor,
 ) -> RowSources:
     """Weighted least squares, dropping the weakest until ``sought`` are left and all pass."""
     chosen = pool.images[candidates.clamp(min=0)]  # (B, m, d)
@@ -143,6 +157,11 @@ def _fit(
         if not drop.any():
             break
         alive = alive.scatter(1, worst, alive.gather(1, worst) & ~drop[:, None])
+    # Least squares under Σc = mass: a step along G⁻¹·1, the direction that costs least.
+    along = (inverse * inside).sum(2)
+    step = (mass - torch.where(alive, fit, zero).sum(1)) / along.sum(1).clamp(min=1e-12)
+    complete = alive.sum(1) == sought
+    fit = fit + torch.where(complete, step, zero)[:, None] * along
     order = torch.argsort(alive.float(), dim=1, descending=True, stable=True)[:, :sought]
     kept = alive.gather(1, order)
     return RowSources(

@@ -116,15 +116,16 @@ def test_sources_of_a_pool_are_found_with_their_coefficients_and_other_pools_fin
     noise = torch.from_numpy(rng.normal(size=(50, 1000)).astype(np.float32)) * math.sqrt(0.1)
     mixtures = 0.3 * pool.images[rows[:, 0]] + 0.15 * pool.images[rows[:, 1]] + noise
     weights = torch.full((50, 1), 1 / 0.1)
-    found = no_sources(50, 2)
+    found, mass = no_sources(50, 2), torch.full((50,), 0.45)
     for bar in BARS:
-        found = find_sources(mixtures, weights, found, pool, bar)
+        found = find_sources(mixtures, weights, found, pool, bar, mass)
     assert torch.equal(found.rows.sort(1).values, rows.sort(1).values)
     by_row = {int(r): float(c) for r, c in zip(found.rows[0], found.coefficients[0], strict=True)}
     assert by_row[int(rows[0, 0])] == pytest.approx(0.3, abs=0.05)  # sd √(0.1/1000) = 0.01
+    torch.testing.assert_close(found.coefficients.sum(1), mass)
     assert bool((row_signs(-mixtures, weights, pool) == -1).all())
     other = Pool.of(torch.from_numpy(rng.normal(size=(400, 1000)).astype(np.float32)), bands)
-    assert int(find_sources(mixtures, weights, no_sources(50, 2), other, 6.0).found.sum()) == 0
+    assert int(find_sources(mixtures, weights, no_sources(50, 2), other, 6.0, mass).found.sum()) == 0
 
 
 @pytest.mark.statistical
