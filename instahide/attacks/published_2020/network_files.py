@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
+
 from ...errors import IntegrityError
 from .pair_network import PairNetwork, PairNetworkSettings, build_network
 from .pipeline import Networks, PipelineSettings
@@ -23,7 +25,7 @@ def save_networks(
         chosen: PairNetworkSettings = getattr(settings, kind)
         network: PairNetwork = getattr(networks, kind)
         for name, value in network.state_dict().items():
-            tensors[f"{kind}.{name}"] = value.detach().cpu().clone()
+            tensors[f"{kind}.{name}"] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name in ("architecture", "depth", "width", "num_prototypes"):
             metadata[f"{kind}.{name}"] = str(asdict(chosen)[name])
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -206,6 +206,7 @@ def reconstruct(
         num_images=num_images,
         settings=settings.objective,
         stretch=False,
+        shortcut=True,
         max_seconds=each,
         progress=progress,
     )
@@ -233,6 +234,7 @@ def own_colours(
         own.coefficients,
         num_images=num_images,
         settings=settings,
+        shortcut=True,
         max_seconds=max_seconds,
     )
     return fit_colour_map(answers, own.images.numpy(), seed=seed)

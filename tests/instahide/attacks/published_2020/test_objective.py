@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from instahide.attacks.image_metrics import ssim
 from instahide.attacks.published_2020.objective import (
     ObjectiveSettings,
+    end_of_descent,
     mixing_matrix,
     objective_gradient,
     objective_value,
@@ -108,8 +109,10 @@ def pictures(count: int, seed: int, low: float, high: float) -> NDArray[np.float
     return (low + (high - low) * unit)[:, None]
 
 
-def attacked(low: float, high: float) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.float32]]:
-    """Answer, truth and Λ for 20 pictures, 50 encodings each, two private and two others in one."""
+def attacked_release(
+    low: float, high: float
+) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float64]]:
+    """1,000 encodings of 20 pictures, two private and two others in one: magnitudes, rows, coefficients."""
     rng = np.random.default_rng(0)
     private, others = pictures(20, 1, low, high), pictures(300, 2, low, high)
     first = np.arange(1000) % 20
@@ -117,8 +120,14 @@ def attacked(low: float, high: float) -> tuple[NDArray[np.float32], NDArray[np.f
     weights = rng.dirichlet(np.ones(4) * 4, 1000)
     e = (weights[:, :2, None, None, None] * private[rows]).sum(1)
     e = e + (weights[:, 2:, None, None, None] * others[rng.integers(0, 300, (1000, 2))]).sum(1)
-    found = published_objective(e, rows, weights[:, :2], num_images=20, stretch=False)
-    return found, private, mixing_matrix(rows, weights[:, :2], 20)
+    return np.abs(e).astype(np.float32), rows, weights[:, :2]
+
+
+def attacked(low: float, high: float) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.float32]]:
+    """Answer, truth and Λ."""
+    e, rows, weights = attacked_release(low, high)
+    found = published_objective(e, rows, weights, num_images=20, stretch=False)
+    return found, pictures(20, 1, low, high), mixing_matrix(rows, weights, 20)
 
 
 def correlation(first: NDArray[np.floating], second: NDArray[np.floating]) -> float:
@@ -153,6 +162,31 @@ def test_from_a_good_start_the_objective_keeps_symmetric_pictures() -> None:
     plain = ObjectiveSettings(extreme_weight=0.0)
     found = published_objective(e, rows, weights, num_images=20, settings=plain, start=private, stretch=False)
     assert ssim(found.clip(-1, 1), private).mean() > 0.99
+
+
+def test_where_the_end_of_the_descent_is_known_the_steps_arrive_there() -> None:
+    """1,000 steps of Adam against one solution of the normal equations."""
+    found, _, mixing = attacked(-1.0, 1.0)
+    magnitudes, rows, weights = attacked_release(-1.0, 1.0)
+    end = end_of_descent(magnitudes.reshape(1000, -1), mixing, ObjectiveSettings())
+    assert end is not None
+    np.testing.assert_allclose(found.reshape(20, -1), end, atol=1e-4)
+    quick = published_objective(magnitudes, rows, weights, num_images=20, stretch=False, shortcut=True)
+    np.testing.assert_array_equal(quick.reshape(20, -1), end)
+    # The gradient (2) vanishes there.
+    gradient = objective_gradient(end, magnitudes.reshape(1000, -1), mixing)
+    scale = np.abs(objective_gradient(np.zeros_like(end), magnitudes.reshape(1000, -1), mixing)).mean()
+    assert np.abs(gradient).max() < 1e-4 * scale
+
+
+def test_an_end_that_is_not_certain_is_not_given() -> None:
+    rows, weights, e = problem(9)
+    magnitudes = np.abs(e, dtype=np.float32).reshape(N, D)
+    mixing = mixing_matrix(rows, weights, N_IMAGES)
+    twins = np.repeat(mixing[:, :1], 2, axis=1)
+    assert end_of_descent(magnitudes, twins, ObjectiveSettings()) is None
+    assert end_of_descent(magnitudes, mixing, ObjectiveSettings(num_steps=5)) is None
+    assert end_of_descent(magnitudes, np.zeros_like(mixing), ObjectiveSettings()) is None
 
 
 def test_unknown_rows_and_repeated_rows() -> None:
