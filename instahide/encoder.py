@@ -5,7 +5,8 @@ Axes: N private images, K classes, C·H·W = d values of an image, k sources of 
 InstaHide (Huang, Song, Li, Arora, ICML 2020, section 3): the encoding of image i is
 σ∘(λ_0·x_i + λ_1·s_1 + … + λ_{k−1}·s_{k−1}) with fresh coefficients λ, sources s and sign mask σ; its
 label is the same mixture of the private labels. It is not encryption and it is broken; SPEC.md says
-by whom. This is the only door to the parts: draws are made here, used once, and dropped.
+by whom. Mode ``dp`` leaves the mask out and adds noise (:mod:`instahide.dp_encoding`).
+This is the only door to the parts: draws are made here, used once, and dropped.
 
     encoder = Encoder(EncoderConfig(), private=images, public=pool)
     epoch = encoder.encode_epoch()
@@ -173,7 +174,7 @@ class Encoder:
             yield batch.encoded  # the draws are dropped here
 
     def _recorded_batches(self, batch_size: int, start: int) -> Iterator[RecordedBatch]:
-        """Batches with their draws. For :mod:`instahide.attacks.replica` alone, which plays hospital."""
+        """Batches with their draws. For :mod:`instahide.attacks` alone, which plays hospital."""
         config, private = self.config, self._private
         assert private.labels is not None
         assert private.class_names is not None
