@@ -9,6 +9,7 @@ the last bits of a float64.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from ...encoder_config import EncoderConfig
 from ...errors import InvalidInputError
 from ...readers.limits import reading
 from ...readers.npy_format import list_members
-from ..encodings_file import ENCODING_NAMES, LABEL_NAMES, read_array
+from ...storage import EncodedFolder
+from ..encodings_file import ENCODING_NAMES, LABEL_NAMES, MAX_BYTES, read_array
 
 Floats = NDArray[np.floating[Any]]
 
@@ -144,18 +146,27 @@ def holds_array(path: Path, names: tuple[str, ...]) -> bool:
 
 
 def _read_folder(path: Path, public_pool: NDArray[np.uint8] | None) -> Release:
-    from ...storage import EncodedFolder
-
+    """As many whole epochs as fit in ``MAX_BYTES``; of a larger epoch its first rows."""
     folder = EncodedFolder(path)
-    shards = list(folder.shards())
     manifest = folder.manifest
+    held = max(1, MAX_BYTES // (4 * math.prod(manifest.image_shape)))
+    epochs = min(manifest.epochs, max(1, held // manifest.images_per_epoch))
+    rows = min(held, epochs * manifest.images_per_epoch)
+    images, labels, done = [], [], 0
+    for shard in folder.shards():
+        images.append(shard.images.numpy())
+        labels.append(shard.labels.numpy())
+        done += len(shard)
+        if done >= rows:
+            break
+    in_order = manifest.row_order == "data"
     return Release(
-        np.concatenate([shard.images.numpy() for shard in shards]),
-        np.concatenate([shard.labels.numpy() for shard in shards]),
+        np.concatenate(images)[:rows],
+        np.concatenate(labels)[:rows],
         folder.config,
         manifest.scheme,
-        manifest.epochs,
-        manifest.row_order == "data",
+        epochs,
+        in_order,
         public_pool,
     )
 

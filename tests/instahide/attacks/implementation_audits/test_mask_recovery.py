@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -16,8 +19,10 @@ from instahide.attacks.implementation_audits.planted_checks import sound_release
 from instahide.attacks.implementation_audits.release import Release
 from instahide.encoder_config import EncoderConfig
 from instahide.errors import InvalidInputError
+from instahide.images import ImageSet
 
 LAW = EncoderConfig(num_mixed=4, mode="compat")
+DATA = Path(os.environ.get("INSTAHIDE_DATA", Path(__file__).resolve().parents[4] / "../shared/data"))
 
 
 def torch_bits(count: int, seed: int) -> np.ndarray:
@@ -109,3 +114,16 @@ def test_a_third_of_the_mask_bits_of_75_images_gives_the_whole_generator() -> No
     stream, _, _ = recover_mask_stream(known_share(bits[: 75 * 784], 0.35))
     assert stream is not None
     np.testing.assert_array_equal(stream.bits(0, len(bits)), bits)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (DATA / "images/mnist_5k.npz").is_file(), reason="the MNIST file is not there")
+def test_a_hundred_encoded_digits_give_the_generator_and_nothing_else_is_needed() -> None:
+    with np.load(DATA / "images/mnist_5k.npz") as file:
+        digits = ImageSet(file["x_train"][:100], file["y_train"][:100])
+    planted = plant(digits, LAW, Faults(mask_seed=991))
+    result = audit_mask_generator(planted.release)
+    assert result.leaked
+    assert result.metrics["held_out_bits_predicted"] == 1.0
+    fresh = plant(digits, LAW, Faults())
+    assert audit_mask_generator(fresh.release).leaked is False

@@ -4,9 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from instahide.attacks.implementation_audits import release as release_module
 from instahide.attacks.implementation_audits.planted import smooth_pictures
 from instahide.attacks.implementation_audits.release import Release
+from instahide.encoded_dataset import EncodedDataset
 from instahide.encoder import Encoder
 from instahide.encoder_config import EncoderConfig
 from instahide.errors import InvalidInputError
@@ -40,6 +43,22 @@ def test_a_folder_says_its_own_law(tmp_path: Path) -> None:
     assert release.config == encoder.config
     assert release.scheme == "inside"
     np.testing.assert_array_equal(release.encodings, epoch.images.numpy())
+
+
+@pytest.mark.parametrize(("held", "rows", "epochs"), [(45, 40, 2), (20, 20, 1), (7, 7, 1), (1000, 60, 3)])
+def test_of_a_large_folder_as_many_whole_epochs_are_read_as_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: int, rows: int, epochs: int
+) -> None:
+    encoder = Encoder(EncoderConfig(num_mixed=3), private=smooth_pictures(20, seed=1))
+    parts = [encoder.encode_epoch() for _ in range(3)]
+    together = EncodedDataset(
+        torch.cat([part.images for part in parts]), torch.cat([part.labels for part in parts]),
+        parts[0].class_names, parts[0].config, parts[0].scheme,
+    )  # fmt: skip
+    save_encoded(together, tmp_path / "e", epochs=3)
+    monkeypatch.setattr(release_module, "MAX_BYTES", held * 4 * 16 * 16)
+    release = Release.read(tmp_path / "e")
+    assert (len(release), release.epochs) == (rows, epochs)
 
 
 @pytest.mark.parametrize(
