@@ -5,6 +5,7 @@
     public = "patches/"           # the pool to mix in; leave out for the inside scheme
     num-private-images = 100      # n, chosen at random, as evenly over the classes as they allow
     releases = 1                  # T, encodings of each image
+    augment = false               # crop and mirror each image before each encoding
 
     [encoding]                    # as EncoderConfig, with dashes; what is left out has its default
     mode = "hardened"
@@ -30,7 +31,7 @@ from ..errors import InvalidInputError
 from ..images import ImageSet
 from .replica import Replica, make_replica
 
-DATA_KEYS = ("private", "public", "num-private-images", "releases", "seed")
+DATA_KEYS = ("private", "public", "num-private-images", "releases", "augment", "seed")
 MIN_OTHERS = 50
 
 
@@ -42,6 +43,7 @@ class AttackSettings:
         private, public: paths; ``public=None`` is the inside scheme.
         num_private_images: n.
         releases: T.
+        augment: crop and mirror each image before each encoding.
         seed: of the choice of images; encodings have none.
         encoding: the law.
     """
@@ -50,6 +52,7 @@ class AttackSettings:
     public: Path | None = None
     num_private_images: int = 100
     releases: int = 1
+    augment: bool = False
     seed: int = 0
     encoding: EncoderConfig = field(default_factory=EncoderConfig)
 
@@ -94,6 +97,7 @@ def read_settings(path: Path) -> AttackSettings:
         public=None if public is None else path.parent / str(public),
         num_private_images=_count(data, "num-private-images", 100),
         releases=_count(data, "releases", 1),
+        augment=bool(data.get("augment", False)),
         seed=_count(data, "seed", 0, least=0),
         encoding=EncoderConfig(**law),
     )
@@ -125,7 +129,11 @@ def rehearse(settings: AttackSettings) -> Rehearsal:
         C, H, W = images.image_shape
         pool = ImageSet(load_images(settings.public, image_size=H if H == W else None, channels=C).images)
     replica = make_replica(
-        images.subset(inside), public=pool, config=settings.encoding, releases=settings.releases
+        images.subset(inside),
+        public=pool,
+        config=settings.encoding,
+        releases=settings.releases,
+        augment=settings.augment,
     )
     return Rehearsal(replica, images.subset(outside))
 
