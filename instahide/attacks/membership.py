@@ -64,6 +64,7 @@ REFERENCE_TRIM = 0.01
 """References taken from a known pool may be inside an encoding themselves: this share, the best, is left
 out. (Without it the area under the ROC curve is 0.90 instead of 0.93, and 0.81 instead of 0.87, on the
 two development settings: CIFAR-10, k = 6, two private images with labels, one without.)"""
+BLOCK_CANDIDATES = 2000  # their whitened vectors take 50 MB
 BLOCK_VALUES = 4_000_000  # of the (Q, N, block) array: 16 MB
 
 
@@ -213,12 +214,13 @@ class MembershipAttacker:
         parts = []
         with torch.inference_mode():
             features, typical = self._looked_at(encodings)
-            done, shifts = 0, self._shifts(candidates)
-            for part in self._explained(features, labels, shifts, candidates.labels):
-                parts.append(_combined(part - typical, uses))
-                done += part.shape[1]
+            for start in range(0, len(candidates), BLOCK_CANDIDATES):
+                stop = min(start + BLOCK_CANDIDATES, len(candidates))
+                some = candidates.subset(np.arange(start, stop))
+                for part in self._explained(features, labels, self._shifts(some), some.labels):
+                    parts.append(_combined(part - typical, uses))
                 if progress is not None:
-                    progress(done, len(candidates), "candidates scored:")
+                    progress(stop, len(candidates), "candidates scored:")
         return torch.cat(parts).numpy()
 
     def _looked_at(self, encodings: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
