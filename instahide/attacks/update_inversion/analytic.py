@@ -20,7 +20,8 @@ dimensions (:func:`affine_plane`): instead of n·d unknowns, n·(n − 1) remain
 
 **Local steps change nothing here**: by ``local_update.py`` an update is Σ_s b_s·(gradient of step s), the
 images stay the same, and (1) holds with Δ summed over the steps; a unit that no step activates for image i
-stays zero.
+stays zero. AdamW is not linear: its first step is η·sign(∇), a matrix of rank one from which the *sign* of
+every pixel can be read, but no grey value; such images are never called verified.
 
 **Pruned gradients**: M has rank n, its large entries are known and outnumber the n·(H + d) unknowns many
 times over; it is completed (``completion.py``) and read as above.
@@ -151,6 +152,9 @@ def recover_from_first_layer(
     first = (start[layer.weight].detach()[rows].double(), start[layer.bias].detach()[rows].double())
     solve = _from_pruned if view.defence.prune > 0 else _from_whole
     found, verified, rank, residual, route, plane = solve(view, weight, bias, first, seed, max_rounds)
+    if view.kind == "update" and view.training.optimizer == "adamw":
+        # Adam divides every weight's step by its own size: what is left of x is little more than its sign.
+        verified = _flags(len(found), False)
     images = found.clamp(-1, 1).reshape(len(found), *view.image_shape)
     return FirstLayerRecovery(images, verified, rank, view.num_images, residual, route, plane, layer.absolute)
 

@@ -81,7 +81,10 @@ def attack_update(
 
 def verdict(view: UpdateView, inversion: Inversion) -> str:
     """One sentence."""
-    what = "encodings" if view.sign_masked else "images"
+    what = "encoding" if view.sign_masked else "image"
+    if view.num_images == 1:
+        return _verdict_on_one(what, inversion)
+    what += "s"
     tail = f" {what} behind this update were recovered"
     if bool(inversion.verified.any()):
         count = int(inversion.verified.sum())
@@ -98,6 +101,22 @@ def verdict(view: UpdateView, inversion: Inversion) -> str:
         text = f"No {what} could be recovered from this update"
     else:
         text = f"It cannot be told whether {what} were recovered: the update is explained only in part"
+    return text + (" (the time budget ended the search)" if inversion.ran_out else "") + "."
+
+
+def _verdict_on_one(what: str, inversion: Inversion) -> str:
+    if bool(inversion.verified.any()):
+        value = " (its absolute value, which is all an encoding carries)" if inversion.absolute else ""
+        text = f"The {what} behind this update was recovered{value}, and it explains the update"
+    elif inversion.believed:
+        text = (
+            f"The {what} behind this update was recovered approximately: it explains the update far better "
+            "than noise can be explained, and independent starts agree on it"
+        )
+    elif inversion.believed is False:
+        text = f"No {what} could be recovered from this update"
+    else:
+        text = f"It cannot be told whether the {what} was recovered: the update is explained only in part"
     return text + (" (the time budget ended the search)" if inversion.ran_out else "") + "."
 
 

@@ -138,6 +138,16 @@ def test_noise_alone_gives_nothing(share: float) -> None:
         assert not recover_from_first_layer(noise).verified.any()
 
 
+def test_one_step_of_adamw_gives_the_sign_of_every_pixel_and_no_more() -> None:
+    """The update is −η·sign(∇), by hand; nothing of it may be called certain."""
+    view, images, _ = case("mlp", 1)
+    signs = {name: -0.01 * value.sign() for name, value in view.observed.items()}
+    plan = LocalTraining(num_images=1, learning_rate=0.01, optimizer="adamw")
+    found = recover_from_first_layer(replace(view, observed=signs, kind="update", training=plan))
+    assert not found.verified.any()
+    assert torch.equal(found.images[0].sign().float(), images[0].sign())
+
+
 def test_the_rank_of_noise_is_nought_and_that_of_a_signal_is_its_own() -> None:
     rng = np.random.default_rng(0)
     noise = torch.from_numpy(rng.normal(size=(100, 200)))
