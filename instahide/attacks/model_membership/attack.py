@@ -176,12 +176,12 @@ def _checks(
 
 def _assumptions(view: ModelView) -> tuple[str, ...]:
     kind = "on a random half of the candidates each" if view.is_online else "without the candidates"
-    variance = "each candidate's own" if view.num_shadows >= MANY_SHADOWS else "one"
+    variance = "each candidate's own" if view.num_shadows >= MANY_SHADOWS else "one for all candidates"
     return (
         "the attacker may ask the model and sees the probability of the right class in full precision",
         "the attacker holds the exact candidate images and their labels",
         f"the attacker trained {view.num_shadows} shadow models like the target, {kind}",
-        f"log-odds are taken as normal, with {variance} variance" if view.is_online else "no shadow saw them",
+        f"LiRA takes log-odds as normal; their variance is {variance}",
         "members and others are drawn from the same source",
     )
 

@@ -28,6 +28,7 @@ from .view import Floats, ModelView, probability_of_log_odds
 
 OFFLINE_SLOPES = tuple(step / 10 for step in range(11))
 NUM_REHEARSALS = 4
+_TINY = 1e-30
 
 
 def rmia_scores(
@@ -77,9 +78,6 @@ def tuned_offline_slope(view: ModelView) -> float:
         return float(np.mean([roc_auc(ratio[members], ratio[~members]) for ratio, members in ratios]))
 
     return max(OFFLINE_SLOPES, key=mean_auc)
-
-
-_TINY = 1e-30
 
 
 def _candidate_ratio(view: ModelView, offline_slope: float | None) -> Floats:
