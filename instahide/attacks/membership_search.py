@@ -11,7 +11,9 @@ keep the expected share of false ones among those found below q. Candidates that
 anywhere are ordered below them by the likelihood ratio of :mod:`.membership`.
 
 On CIFAR-10, k = 6, one encoding of each image, this finds about nine members in ten and no stranger,
-where the likelihood ratio alone finds half to three quarters at 1 % false positives.
+where the likelihood ratio alone finds half to three quarters at 1 % false positives. It needs a
+picture with enough values (8×8 digits have too few: nothing passes) and some five encodings or more:
+with fewer than 1/q sources found in all, decoys cannot vouch for any of them.
 """
 
 from __future__ import annotations
