@@ -37,6 +37,8 @@ from .view import AttackerView, AttackResult
 
 NUM_CANARIES = 100
 NUM_RESAMPLES = 400
+EXACT = 1e-5
+"""Root mean square of |e| − |Σ λ_j·x_j| at which a fit proves itself: chance reaches it for no wrong set."""
 LEAST_POWER = 0.2
 """Recall on the attacker's own release below which "nothing found" is no evidence."""
 
@@ -48,6 +50,7 @@ def public_source_attack(
     max_sources: int | None = None,
     false_discovery_rate: float = DEFAULT_RATE,
     with_checks: bool = True,
+    pool_sizes: Sequence[int] = (),
     seed: int = 0,
     progress: Callable[..., None] | None = None,
     max_seconds: float | None = None,
@@ -58,6 +61,7 @@ def public_source_attack(
         view: with the pool in ``public_pool``, or in ``public_images``.
         truth: (N, q) rows of the pool inside each encoding, for the metrics only.
         with_checks: run the power and null checks, which cost about 200 further encodings.
+        pool_sizes: measure cost and recall against P at these sizes, on own releases of 100 encodings.
         seed: of the choice of canaries and of noise.
 
     Raises:
@@ -78,6 +82,7 @@ def public_source_attack(
     metrics = {
         "encodings_with_a_source": float(named.any(axis=1).mean()),
         "sources_named_per_encoding": float(named.sum(axis=1).mean()),
+        "verified_exactly": float((found.unexplained < EXACT).mean()),
         "seconds_per_encoding": cost.cpu_seconds / N,
     }
     intervals: dict[str, tuple[float, float]] = {}
@@ -94,6 +99,10 @@ def public_source_attack(
     if with_checks:
         power, checks["power"] = power_check(view, false_discovery_rate=false_discovery_rate, seed=seed)
         checks["null"] = null_check(view, false_discovery_rate=false_discovery_rate, seed=seed)
+    curves: dict[str, list[tuple[float, float]]] = {}
+    if pool_sizes:
+        metrics["cost_exponent"], curves = cost_against_pool_size(view, pool_sizes, seed=seed)
+        baselines["cost_exponent"] = view.config.num_mixed / 2
     leaked: bool | None = bool(named.any())
     if not leaked and with_checks and not power >= LEAST_POWER:
         leaked = None
@@ -109,6 +118,8 @@ def public_source_attack(
         peak_bytes=cost.peak_bytes,
         seed=seed,
         checks=checks,
+        curves=curves,
+        curve_axes=("images in the pool", "processor seconds per encoding; recall") if curves else ("", ""),
         assumptions=(
             f"the attacker holds all {len(pool)} images of the pool, exactly as they were mixed",
             f"{len(view.public_images)} public images stand for the statistics of all images",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 
+RIDGE = 1e-6
 RING_EDGES = (1.5, 3.0, 5.0, 7.0, 9.5, 12.0, 15.0, 18.0, 21.0, 24.0, 28.0, 32.5)  # of 32 frequencies
 
 
@@ -33,6 +34,25 @@ def nonnegative_least_squares(gram: torch.Tensor, moments: torch.Tensor, sweeps:
             gradient = moments[:, j] - (gram[:, j] * x).sum(1)
             x[:, j] = (x[:, j] + gradient / diagonal[:, j]).clamp(min=0)
     return x
+
+
+def standard_errors(gram: torch.Tensor, *, absent: torch.Tensor) -> torch.Tensor:
+    """(n, m) square roots of the diagonal of G⁻¹, in double precision.
+
+    The pool may hold an image twice, and an exact fit makes weights of a million; a ridge of a millionth
+    of the diagonal keeps G invertible, so that twins get a large error instead of a failure.
+
+    Args:
+        gram: (n, m, m) G of unit-variance noise.
+        absent: (n, m) candidates that are no candidates; their rows of G are zero.
+    """
+    system = gram.double()
+    diagonal = system.diagonal(dim1=1, dim2=2)
+    largest = diagonal.amax(1, keepdim=True).clamp(min=1e-30)
+    ridge = RIDGE * diagonal + torch.where(absent | (diagonal <= RIDGE * largest), largest, 0.0)
+    inverse = torch.linalg.inv(system + torch.diag_embed(ridge))
+    errors: torch.Tensor = inverse.diagonal(dim1=1, dim2=2).clamp(min=1e-30).sqrt().float()
+    return errors
 
 
 def frequency_bands(C: int, H: int, W: int) -> torch.Tensor:

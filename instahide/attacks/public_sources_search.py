@@ -26,7 +26,12 @@ import torch
 
 from ..encoder_config import EncoderConfig
 from .public_sources_prior import ImagePrior
-from .public_sources_regression import frequency_bands, nonnegative_least_squares, remaining_spread
+from .public_sources_regression import (
+    frequency_bands,
+    nonnegative_least_squares,
+    remaining_spread,
+    standard_errors,
+)
 from .public_sources_signs import COLD_START, WARM_START, expected_mixtures
 from .public_sources_squares import SquareFilter
 
@@ -38,6 +43,7 @@ NOISE = 0.02  # of z, in the whitening: what the signs leave uncertain in fine d
 SETTLED_SCORE = 30.0  # √Σt² from which an encoding is not tried again from guessed sources
 GUESSES = 1  # of each kind
 SUPPOSED_WEIGHT = 0.3  # λ a guessed source is given
+TIGHT_FIT = 0.01  # root mean square of z below which all sources may have been found
 LEAST_WEIGHT = 0.02  # that unknown sources are thought to have at least
 
 
@@ -137,8 +143,12 @@ class SourceSearch:
             here = Known(known.part[active], known.weight[active])
             z[active] = self._resign(magnitudes[active], z[active], here, rows[active], coefficients[active])
         rows, coefficients, scores = self._regress(self._target(z, known), rows)
-        fit = self._expected(known, rows, coefficients)
-        unexplained = (magnitudes - fit.abs()).flatten(1).square().mean(1).sqrt()
+        unexplained = self._unexplained(magnitudes, known, rows, coefficients)
+        tight = torch.nonzero(unexplained < TIGHT_FIT)[:, 0]
+        if len(tight):
+            here = Known(known.part[tight], known.weight[tight])
+            coefficients[tight] = self._exact(magnitudes[tight], here, rows[tight], coefficients[tight])
+            unexplained = self._unexplained(magnitudes, known, rows, coefficients)
         return Found(rows, coefficients, scores, z, unexplained)
 
     def _guesses(self, magnitudes: torch.Tensor, z: torch.Tensor, known: Known) -> torch.Tensor:
@@ -231,9 +241,7 @@ class SourceSearch:
             gram = weighted @ sources.transpose(1, 2)
             coefficients = nonnegative_least_squares(gram, torch.einsum("nmd,nd->nm", weighted, target))
             rest = target - torch.einsum("nm,nmd->nd", coefficients, sources)
-            absent = (rows == self.none).float()[:, None, :] * 1e6
-            inverse = torch.linalg.inv(gram + torch.eye(gram.shape[1]) * (1e-3 + absent))
-            error = inverse.diagonal(dim1=1, dim2=2).clamp(min=1e-12).sqrt()
+            error = standard_errors(gram, absent=rows == self.none)
             scores = torch.where(rows < self.none, coefficients / error, 0.0)
             order = scores.argsort(1, descending=True)[:, : self.wanted]
             weak = scores.gather(1, order) <= KEEP_SCORE
@@ -241,6 +249,26 @@ class SourceSearch:
             coefficients = coefficients.gather(1, order).masked_fill(weak, 0.0)
             scores = scores.gather(1, order).masked_fill(weak, 0.0)
         return rows, coefficients, scores
+
+    def _unexplained(
+        self, magnitudes: torch.Tensor, known: Known, rows: torch.Tensor, coefficients: torch.Tensor
+    ) -> torch.Tensor:
+        """(n,) root mean square of |e| − |fit|."""
+        fit = self._expected(known, rows, coefficients)
+        return (magnitudes - fit.abs()).flatten(1).square().mean(1).sqrt()
+
+    def _exact(
+        self, magnitudes: torch.Tensor, known: Known, rows: torch.Tensor, coefficients: torch.Tensor
+    ) -> torch.Tensor:
+        """(n, m) λ by plain least squares in double precision: if nothing is unknown, exact to rounding."""
+        fit = self._expected(known, rows, coefficients)
+        target = torch.copysign(magnitudes, fit) - self.prior.mean - known.part
+        sources = self.pixels[rows].flatten(2).double()
+        gram = sources @ sources.mT
+        gram += torch.diag_embed((rows == self.none).double() + 1e-9)
+        return torch.linalg.solve(
+            gram, torch.einsum("nmd,nd->nm", sources, target.flatten(1).double())
+        ).float()
 
     def _expected(self, known: Known, rows: torch.Tensor, coefficients: torch.Tensor) -> torch.Tensor:
         """(n, C, H, W) μ: what the sources found say of z."""

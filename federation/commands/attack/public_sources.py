@@ -45,6 +45,10 @@ def public_sources(
         float, typer.Option(min=0.0001, max=0.5, help="Expected share of false ones among those named.")
     ] = 0.02,
     checks: Annotated[bool, typer.Option(help="Also attack own canaries and noise.")] = True,
+    pool_sizes: Annotated[
+        str,
+        typer.Option(help="Also measure cost at these pool sizes, e.g. 500,1000,2000.", metavar="P,P,..."),
+    ] = "",
     num_mixed: NumMixed = None,
     num_private: NumPrivate = None,
     seed: Seed = 0,
@@ -85,6 +89,7 @@ def public_sources(
             max_sources=max_sources,
             false_discovery_rate=false_discovery_rate,
             with_checks=checks,
+            pool_sizes=_whole_numbers(pool_sizes),
             seed=seed,
             progress=progress,
             max_seconds=max_seconds,
@@ -93,3 +98,12 @@ def public_sources(
         out.mkdir(parents=True, exist_ok=True)
         np.savez(out / "sources.npz", rows=found.rows, coefficients=found.coefficients, scores=found.scores)
     finish(result, out, format, fail_on_leak)
+
+
+def _whole_numbers(text: str) -> list[int]:
+    from instahide.errors import InvalidInputError
+
+    try:
+        return [int(word) for word in text.split(",") if word.strip()]
+    except ValueError as error:
+        raise InvalidInputError(f"pool sizes {text!r}", hint="whole numbers with commas: 500,1000") from error

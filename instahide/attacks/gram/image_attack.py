@@ -90,9 +90,7 @@ def gram_image_attack(
         checks=checks,
         assumptions=(
             "an encoding holds two private images, and the number of private images is known",
-            "the attacker holds the public pool exactly as it was mixed"
-            if view.scheme == "cross"
-            else "all sources are private",
+            "the attacker holds the public pool exactly as it was mixed",
             f"{len(view.public_images)} public images stand for the statistics of all images",
             "images are released several times, as they are, without augmentation",
             "no labels are used; coefficients, pairs and sign masks are unknown",
@@ -132,9 +130,7 @@ def power_check(view: AttackerView, num_images: int, *, seed: int = 0) -> tuple[
     releases = int(np.clip(round(len(view.encodings) / num_images), 1, MAX_RELEASES))
     hidden = ImageSet(images[order[:NUM_CANARIES]], np.zeros(NUM_CANARIES, dtype=np.int64))
     pool = ImageSet(images[order[NUM_CANARIES:]])
-    made = make_replica(
-        hidden, public=pool if view.scheme == "cross" else None, config=view.config, releases=releases
-    )
+    made = make_replica(hidden, public=pool, config=view.config, releases=releases)
     recovery = recover_by_gram(made.view(view.public_images, show_labels=False), NUM_CANARIES)
     if len(recovery.images) == 0:
         return 0.0, f"of {NUM_CANARIES} public images, each released {releases} times, none came out"

@@ -91,14 +91,15 @@ def recover_by_gram(
             f"{config.num_private} of {num_images} private images in an encoding; the attack is for 2",
             hint="use a release with num_private = 2",
         )
+    if view.scheme != "cross":
+        raise InvalidInputError(
+            "all sources are private, and this attack starts from the public ones",
+            hint="use the recovery attack, or --gaussian for the theorem's own model",
+        )
     with torch.inference_mode():
         pool = view.public_pool or view.public_images
         if sources is None:
-            sources = (
-                identify_public_sources(view, progress=progress, max_seconds=max_seconds)
-                if view.scheme == "cross"
-                else _no_sources(view)
-            )
+            sources = identify_public_sources(view, progress=progress, max_seconds=max_seconds)
         prior = ImagePrior.of(view.public_images)
         left = torch.from_numpy(1 - sources.weight).float()
         known = sources.known_part(pool) + left.view(-1, 1, 1, 1) * prior.mean
@@ -239,8 +240,3 @@ def _images_in_pixels(
     rest: torch.Tensor, rows: torch.Tensor, coefficients: torch.Tensor, count: int
 ) -> torch.Tensor:
     return _least_squares(rest.flatten(1), rows, coefficients, count).view(count, *rest.shape[1:])
-
-
-def _no_sources(view: AttackerView) -> PublicSources:
-    """Inside scheme: all sources are private; the search serves for the signs alone."""
-    return identify_public_sources(view, pool=view.public_images, max_sources=1, false_discovery_rate=1e-9)

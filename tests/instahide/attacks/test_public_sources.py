@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from instahide.attacks.public_sources import decoy_threshold, identify_public_sources
+from instahide.attacks.public_sources import PublicSources, decoy_threshold, identify_public_sources
+from instahide.attacks.public_sources_attack import cost_against_pool_size, identification_scores
 from instahide.attacks.replica import Replica, make_replica
 from instahide.encoder_config import EncoderConfig
 from instahide.errors import InvalidInputError
@@ -72,3 +73,36 @@ def test_what_does_not_fit_is_refused() -> None:
         identify_public_sources(made.view(), signed=torch.zeros(2, 3, 32, 32))
     with pytest.raises(InvalidInputError, match="false_discovery_rate"):
         identify_public_sources(made.view(), false_discovery_rate=1.0)
+
+
+@needs_cifar
+def test_the_cost_grows_far_slower_with_the_pool_than_conjectured() -> None:
+    made = replica(EncoderConfig(num_mixed=6, num_private=2, mode="compat"), num_private=20, pool=520)
+    exponent, curves = cost_against_pool_size(made.view(), (60, 400))
+    # Conjectured k/2 = 3; measured 0.2 to 0.5, and the work is linear at most.
+    assert exponent < 2
+    assert curves["conjectured"][1][1] / curves["conjectured"][0][1] == pytest.approx((400 / 60) ** 3)
+    with pytest.raises(InvalidInputError, match="pool sizes"):
+        cost_against_pool_size(made.view(), (60, 5000))
+
+
+def test_scores_are_those_counted_by_hand() -> None:
+    rows = np.array([[3, 5], [7, -1], [-1, -1]])
+    nothing = np.zeros(rows.shape)
+    found = PublicSources(rows, nothing, nothing, 5.0, 0.02, torch.zeros(3, 1, 2, 2), np.zeros(3), 0, 0)
+    values, intervals = identification_scores(found, np.array([[5, 3], [7, 1], [2, 4]]))
+    assert values == {"recall": 0.5, "precision": 1.0, "all_sources_named": pytest.approx(1 / 3)}
+    assert intervals["recall"][0] <= 0.5 <= intervals["recall"][1]
+
+
+@needs_cifar
+def test_where_all_sources_are_in_the_pool_the_fit_proves_itself() -> None:
+    """Somebody who already holds the whole data set reads the mixing off an inside release exactly."""
+    images = photographs().subset(np.arange(60))
+    config = EncoderConfig(num_mixed=2, mode="compat")
+    made = make_replica(images, public=None, config=config, releases=1)
+    found = identify_public_sources(made.view(ImageSet(images.images)), false_discovery_rate=0.05)
+    exact = found.unexplained < 1e-5
+    assert exact.mean() > 0.8
+    assert (np.sort(found.rows[exact], axis=1) == np.sort(made.truth.private_rows[exact], axis=1)).all()
+    assert np.allclose(found.coefficients[exact].sum(axis=1), 1, atol=1e-4)

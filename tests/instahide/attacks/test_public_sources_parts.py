@@ -13,6 +13,7 @@ from instahide.attacks.public_sources_regression import (
     frequency_bands,
     nonnegative_least_squares,
     remaining_spread,
+    standard_errors,
 )
 from instahide.attacks.public_sources_search import SourceSearch
 from instahide.attacks.public_sources_signs import expected_mixtures
@@ -80,7 +81,8 @@ def test_signs_come_out_as_the_most_likely_of_all_two_to_the_nine() -> None:
     precision = torch.linalg.inv(covariance)
 
     def energy(values: torch.Tensor) -> torch.Tensor:
-        return ((values - mean) @ precision * (values - mean)).sum(-1) / 2
+        result: torch.Tensor = ((values - mean) @ precision * (values - mean)).sum(-1) / 2
+        return result
 
     best = torch.stack([energy(signs * row.abs()).min() for row in z])
     # Annealing is a heuristic: 17 of 20 pictures within 1 nat of the best of 512 is far from chance.
@@ -96,6 +98,19 @@ def test_nonnegative_least_squares_is_scipys() -> None:
     moments = torch.from_numpy(np.einsum("bij,bi->bj", system, target)).float()
     expected = np.stack([nnls(a, b)[0] for a, b in zip(system, target, strict=True)])
     assert np.allclose(nonnegative_least_squares(gram, moments).numpy(), expected, atol=1e-4)
+
+
+def test_standard_errors_are_those_of_the_inverse_and_twins_do_not_fail() -> None:
+    system = torch.randn(1, 3, 20, generator=torch.Generator().manual_seed(0))
+    gram = system @ system.mT
+    expected = torch.linalg.inv(gram).diagonal(dim1=1, dim2=2).sqrt()
+    none = torch.zeros(1, 3, dtype=torch.bool)
+    assert torch.allclose(standard_errors(gram, absent=none), expected, rtol=1e-3)
+    twins = torch.cat([system[:, :2], system[:, :1], torch.zeros(1, 1, 20)], dim=1) * 1e3
+    absent = torch.tensor([[False, False, False, True]])
+    error = standard_errors(twins @ twins.mT, absent=absent)
+    assert torch.isfinite(error).all()
+    assert error[0, 0] > 100 * error[0, 1]
 
 
 @pytest.mark.parametrize("count", [2, 4, 6])

@@ -35,7 +35,8 @@ def random_graph(num_images: int, num_edges: int, *, seed: int) -> NDArray[np.in
 
 def shared(pairs: NDArray[np.int64]) -> NDArray[np.float64]:
     """(m, m) how many images two edges share."""
-    return (pairs[:, None, :, None] == pairs[None, :, None, :]).sum(axis=(2, 3)).astype(float)
+    equal = pairs[:, None, :, None] == pairs[None, :, None, :]
+    return np.asarray(equal.sum(axis=(2, 3)), dtype=np.float64)
 
 
 @pytest.mark.parametrize("rho", [-0.9, -0.3, 0.0, 0.25, 0.5, 0.95])

@@ -31,24 +31,24 @@ def photographs() -> ImageSet:
 @needs_cifar
 def test_eight_releases_of_photographs_without_labels_give_most_of_them_away() -> None:
     images = photographs()
-    public = ImageSet(images.images[20:620])
-    config = EncoderConfig(num_mixed=6, num_private=2, mode="hardened")
-    made = make_replica(images.subset(np.arange(20)), public=public, config=config, releases=8)
+    public = ImageSet(images.images[12:412])
+    config = EncoderConfig(num_mixed=4, num_private=2, mode="hardened")
+    made = make_replica(images.subset(np.arange(12)), public=public, config=config, releases=8)
     result, recovery = gram_image_attack(
-        made.view(show_labels=False), 20, truth=made.truth, with_checks=False
+        made.view(show_labels=False), 12, truth=made.truth, with_checks=False
     )
     assert result.leaked
     # Measured 0.7 to 0.9; the mean image has about 0.15.
     assert result.metrics["mean_ssim"] > 0.45
     assert result.metrics["pairs_right"] > 0.4
-    assert recovery.images.shape == (20, 3, 32, 32)
+    assert recovery.images.shape == (12, 3, 32, 32)
 
 
 @needs_cifar
 def test_noise_gives_no_image() -> None:
-    public = ImageSet(photographs().images[:300])
+    public = ImageSet(photographs().images[:200])
     config = EncoderConfig(num_mixed=4, num_private=2)
-    view = AttackerView(torch.randn(60, 3, 32, 32) * 0.2, None, config, "cross", public, public)
+    view = AttackerView(torch.randn(24, 3, 32, 32) * 0.2, None, config, "cross", public, public)
     assert len(recover_by_gram(view, 10).images) == 0
     assert "0 images came out" in null_check(view, 10)
 
@@ -60,12 +60,16 @@ def test_scales_are_those_in_which_coefficients_sum_to_the_rest() -> None:
     scale = torch.from_numpy(rng.uniform(0.5, 2, 6)).float()
     left = true.sum(1)
     left[:9] += 0.3  # encodings with an unnoticed public image
-    assert torch.allclose(_with_scale(rows, true / scale[rows], left, 6), true, atol=1e-3)
+    # Least squares would be off by about 9/60·0.3 = 0.045.
+    assert (_with_scale(rows, true / scale[rows], left, 6) - true).abs().max() < 0.015
 
 
-def test_other_than_two_private_images_are_refused() -> None:
+def test_what_the_attack_is_not_for_is_refused() -> None:
     config = EncoderConfig(num_mixed=4, num_private=1)
     images = ImageSet(np.random.default_rng(0).integers(0, 256, (20, 1, 16, 16), dtype=np.uint8))
     view = AttackerView(torch.zeros(4, 1, 16, 16), None, config, "cross", images, images)
     with pytest.raises(InvalidInputError, match="the attack is for 2"):
         recover_by_gram(view, 10)
+    inside = AttackerView(torch.zeros(4, 1, 16, 16), None, EncoderConfig(num_mixed=2), "inside", images)
+    with pytest.raises(InvalidInputError, match="all sources are private"):
+        recover_by_gram(inside, 10)
