@@ -316,7 +316,7 @@ class _PrivateRun:
             images = augment_batch(images, generator=generator)
         for parameter in self.parameters:
             parameter.grad_sample = None  # type: ignore[attr-defined]
-        scores = wrapper(images).float()
+        scores = _scores(wrapper, images)
         mean = soft_cross_entropy(scores, labels, label_smoothing=self.config.label_smoothing)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Full backward hook")  # inputs need no gradient
@@ -332,6 +332,18 @@ class _PrivateRun:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         take_step(self.optimizer)
+
+
+def _scores(wrapper: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    try:
+        return torch.as_tensor(wrapper(images)).float()
+    except RuntimeError as error:
+        if "modified inplace" not in str(error):
+            raise
+        raise InvalidInputError(
+            "the model changes values in place, so no image's own gradient can be taken (resnet18 does)",
+            hint="use small-cnn, mlp or resnet32",
+        ) from error
 
 
 def _per_example(model: nn.Module) -> Any:

@@ -25,8 +25,9 @@ composition (δ = 0), Rényi and privacy-loss-distribution bounds on U·d coordi
 The samplers' own error (:func:`instahide.integer_noise.sampling_error`) is inside the figures. One
 person with g images: Gaussian g·μ, Laplace g·ε at δ = 0.
 
-**Not covered.** The number of images, their shape and the class names; times; a refused input; anything
-else made from the images; a resumed epoch (give ``partner_uses``). The guarantee is computational in one
+**Not covered.** The number of images, their shape and the class names; times; a refused input; exact copies
+that ``instahide encode`` leaves out, which shows in the number of rows; anything else made from the images; a
+resumed epoch (give ``partner_uses``). The guarantee is computational in one
 respect: ChaCha20 stands for true randomness. No other mode has any guarantee, and
 :func:`guarantee_of_encodings` refuses to give one.
 """

@@ -261,6 +261,13 @@ def test_batch_normalisation_is_refused() -> None:
         train_with_dp(net, images(), config(), target_delta=1e-5, noise_multiplier=1.0)
 
 
+def test_a_model_that_works_in_place_is_refused() -> None:
+    conv, relu = torch.nn.Conv2d(1, 2, 3), torch.nn.ReLU(inplace=True)
+    net = torch.nn.Sequential(conv, relu, torch.nn.Flatten(), torch.nn.Linear(32, 2))
+    with pytest.raises(InvalidInputError, match="in place"):
+        train_with_dp(net, images(), config(), target_delta=1e-5, noise_multiplier=1.0)
+
+
 def test_encodings_are_refused() -> None:
     law = EncoderConfig(mode="mixup")
     encoded = Encoder(law, private=images()).encode_epoch()
