@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -123,6 +125,7 @@ def attacked_release(
     return np.abs(e).astype(np.float32), rows, weights[:, :2]
 
 
+@functools.cache
 def attacked(low: float, high: float) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.float32]]:
     """Answer, truth and Λ."""
     e, rows, weights = attacked_release(low, high)
