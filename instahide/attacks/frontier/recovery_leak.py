@@ -85,5 +85,9 @@ def _network(view: DecodeView) -> SignNetwork | None:
     if not view.config.has_sign_mask:
         return None
     return train_sign_network(
-        view.public_images, view.config, scheme=view.scheme, cpu_seconds=TRAINING_SECONDS
+        view.public_images,
+        view.config,
+        scheme=view.scheme,
+        public_pool=view.public_pool,
+        cpu_seconds=TRAINING_SECONDS,
     )

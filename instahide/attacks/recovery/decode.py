@@ -133,7 +133,8 @@ class _Decoder:
         self.weights = _design(view)
         self.num_public = view.config.num_mixed - view.private_rows.shape[1]
         self.sources = no_sources(len(self.size), self.num_public)
-        self.simulator = MixtureSimulator(public, view.config, view.scheme, seed=seed)
+        known = None if view.public_pool is None else to_unit_range(view.public_pool.images)
+        self.simulator = MixtureSimulator(public, view.config, view.scheme, seed=seed, pool=known)
         self.pool: Pool | None = None
         if view.public_pool is not None and self.num_public > 0:
             pool = self._standardised(to_unit_range(view.public_pool.images))

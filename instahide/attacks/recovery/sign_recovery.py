@@ -159,6 +159,7 @@ def train_sign_network(
     config: EncoderConfig,
     *,
     scheme: str = "cross",
+    public_pool: ImageSet | None = None,
     cpu_seconds: float = DEFAULT_TRAINING_SECONDS,
     seed: int = 0,
     progress: Callable[..., None] | None = None,
@@ -169,10 +170,12 @@ def train_sign_network(
         public_images: images like the private ones (some hundred at least; thousands are better).
         config: the published law; mixtures are made under it.
         scheme: ``"inside"`` or ``"cross"``.
+        public_pool: the pool of the public slots, if it is known and of another kind.
         seed: of the attacker's own mixtures and of the network's start.
     """
     images = to_unit_range(public_images.images)
-    simulator = MixtureSimulator(images, config, scheme, seed=seed)
+    pool = None if public_pool is None else to_unit_range(public_pool.images)
+    simulator = MixtureSimulator(images, config, scheme, seed=seed, pool=pool)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = SignNetwork(images.shape[1])

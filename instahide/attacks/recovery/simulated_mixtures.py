@@ -50,15 +50,28 @@ def simulate_coefficients(
 
 
 class MixtureSimulator:
-    """Draws mixtures of public images; ``images`` are (P, C, H, W) in [-1, 1]."""
+    """Draws mixtures of public images; ``images`` are (P, C, H, W) in [-1, 1].
 
-    def __init__(self, images: torch.Tensor, config: EncoderConfig, scheme: str, *, seed: int) -> None:
+    ``pool``, if it is known, takes the place of ``images`` in the public slots of a cross scheme: hospitals
+    mix their radiographs with photographs, and a mixture looks like both.
+    """
+
+    def __init__(
+        self,
+        images: torch.Tensor,
+        config: EncoderConfig,
+        scheme: str,
+        *,
+        seed: int,
+        pool: torch.Tensor | None = None,
+    ) -> None:
         if len(images) < 2 * config.num_mixed:
             raise InvalidInputError(
                 f"{len(images)} public images cannot stand for a population",
                 hint="give some hundred images of the same kind",
             )
         self._images = images
+        self._pool = pool if scheme == "cross" else None
         self._config = config
         self._scheme = scheme
         self._rng = np.random.default_rng(seed)
@@ -69,6 +82,10 @@ class MixtureSimulator:
         coefficients = simulate_coefficients(self._rng, count, self._config, scheme=self._scheme)
         rows = torch.from_numpy(self._rng.integers(0, len(self._images), (count, k)))
         sources = self._images[rows]
+        if self._pool is not None:
+            num_public = k - self._config.num_private
+            drawn = torch.from_numpy(self._rng.integers(0, len(self._pool), (count, num_public)))
+            sources[:, self._config.num_private :] = self._pool[drawn]
         if self._rng.random() < 0.5:
             sources = sources.flip(4)
         return sources, torch.from_numpy(coefficients)
