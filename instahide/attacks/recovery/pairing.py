@@ -3,17 +3,18 @@
 Axes: N encodings, n private images, K classes.
 
 :func:`find_pairing` says for every encoding which two of the n private images are inside, and with which
-coefficients; what it calls image 0..n−1 is its own numbering (within a class, if there are labels). It works on
-:mod:`.pairing_features` with the mixture model of :mod:`.pairing_model`:
+coefficients; what it calls image 0..n−1 is its own numbering (within a class, if there are labels). It
+works on :mod:`.pairing_features` with the mixture model of :mod:`.pairing_model`:
 
 * *with labels* each slot's class is known, so an image competes only with those of its class; annealed from a
   random start, several times, the fit of largest evidence wins;
-* *without labels* vectors start from clusters of near neighbours (:mod:`.pairing_seeds`). Images that come out
-  twice, or as nobody's, are given up for seeds that are like none of the others (split and merge,
-  Ueda et al. 2000), and the fit goes on.
+* *without labels* vectors start from clusters of near neighbours (:mod:`.pairing_seeds`). Images that come
+  out twice, or as nobody's, are given up for seeds that are like none of the others (split and merge, Ueda
+  et al. 2000), and the fit goes on.
 
-The published attack (Carlini et al. 2020) learns the similarity of two encodings with a deep network on pairs,
-then clusters greedily. Here no pair is classified: all encodings of an image are compared with the image.
+The published attack (Carlini et al. 2020) learns the similarity of two encodings with a deep network on
+pairs, then clusters greedily. Here no pair is classified: all encodings of an image are compared with the
+image.
 """
 
 from __future__ import annotations

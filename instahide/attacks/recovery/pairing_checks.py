@@ -2,11 +2,11 @@
 
 Axes: N encodings, n private images, P public images.
 
-Both are run with the attacker's own public images, as many encodings and the same law as the release. *Canaries*:
-n public images are encoded N/n times each by the real encoder, the other public images being the pool; a
-gain that is no larger than the null's means that the attack is too weak here, and "nothing recovered"
-means nothing. *Null*: mixtures of public images, turned and shifted so that none occurs twice; a gain above 0
-would mean that the attack sees what is not there.
+Both are run with the attacker's own public images, as many encodings and the same law as the release.
+*Canaries*: n public images are encoded N/n times each by the real encoder, the other public images being
+the pool; a gain that is no larger than the null's means that the attack is too weak here, and "nothing
+recovered" means nothing. *Null*: mixtures of public images, turned and shifted so that none occurs twice;
+a gain above 0 would mean that the attack sees what is not there.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def canary_gain(
 def mixtures_without_repetition(
     public: torch.Tensor, count: int, config: EncoderConfig, scheme: str, seed: int
 ) -> torch.Tensor:
-    """(N, C, H, W) magnitudes of mixtures whose sources are all different pictures (shifted with wrap-around)."""
+    """(N, C, H, W) magnitudes of mixtures whose sources are all different pictures, by random shifts."""
     simulator = MixtureSimulator(public, config, scheme, seed=seed)
     rng = np.random.default_rng(seed)
     reach = min(MAX_SHIFT, public.shape[2] // 2)

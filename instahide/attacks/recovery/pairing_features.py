@@ -2,12 +2,12 @@
 
 Axes: N encodings, d = C·H'·W' pooled values, r directions, P public images.
 
-Two encodings that share a private image can be told from two that do not only if the mixtures
-themselves, not their magnitudes, are compared: ⟨W z, W z'⟩ = ± λ·λ'·|W x|² + noise, with W the whitening of
-natural images, beats every comparison of e² (area under the ROC curve of one pair 0.73 against 0.66; 0.86
-if the signs were known). So the sign mask is undone first, coarsely but for little: images are averaged over
-b×b blocks until d ≤ 800, where mostly |mean z| ≈ mean |e|, and the signs s of a mixture m = s∘|e| follow an Ising
-law under the Gaussian image prior::
+Two encodings that share a private image can be told from two that do not only if the mixtures themselves,
+not their magnitudes, are compared: ⟨W z, W z'⟩ = ± λ·λ'·|W x|² + noise, with W the whitening of natural
+images, beats every comparison of e² (area under the ROC curve of one pair 0.73 against 0.66; 0.86 if the
+signs were known). So the sign mask is undone first, coarsely but for little: images are averaged over b×b
+blocks until d ≤ 800, where mostly |mean z| ≈ mean |e|, and the signs s of a mixture m = s∘|e| follow an
+Ising law under the Gaussian image prior::
 
     P(s) ∝ exp(−mᵀ Q m / 2),    Q = (v·Σ + ε·I)⁻¹                                            (1)
     m_i ← |e_i|·tanh( |e_i|·q_i·c_i ),   c_i = m_i − (Q m)_i / q_i,   q = diag Q                    (2)
@@ -16,8 +16,8 @@ c_i and 1/q_i are mean and variance of value i given all others; (2) is the mean
 with damping while ε falls from far above the variance of a mixture to far below it (Peterson and Anderson
 1987): only broad areas get a sign at first, detail later. The slower ε falls, the better.
 
-Features are y = Λ^(−1/2) Vᵀ m in the first r eigenvectors of Σ = V Λ Vᵀ, up to one sign an encoding. What they
-are worth is measured on mixtures of public images, which the attacker makes and knows::
+Features are y = Λ^(−1/2) Vᵀ m in the first r eigenvectors of Σ = V Λ Vᵀ, up to one sign an encoding. What
+they are worth is measured on mixtures of public images, which the attacker makes and knows::
 
     y_d = ± c_d·(Σ_j λ_j·u_jd) + noise_d                                                           (3)
 

@@ -6,17 +6,17 @@ In the coordinates of :mod:`.pairing_features` an encoding is a noisy sum of two
 
     y = s·(λ·u_i + ρ·λ'·u_j) + noise,  noise ~ N(0, diag σ²),  u_i ~ N(0, diag c²),  s, ρ = ±1,    (1)
 
-with i, j, s, ρ and the choice among G pairs (λ, λ') hidden. Given the vectors, every state's likelihood needs only
-⟨y, u_i⟩ and ⟨u_i, u_j⟩ in the metric 1/σ², so all states of all encodings are summed over exactly (E step);
-given the states, all u solve one n×n system a direction (M step). q(u) is Gaussian: its variance enters
-⟨u_i, u_i⟩, which keeps vectors that nobody determines from explaining anything. Likelihoods are raised to a power β
-that grows to 1 (deterministic annealing, Rose 1998; Ueda and Nakano 1998), since clusters found one by one would be
-found twice.
+with i, j, s, ρ and the choice among G pairs (λ, λ') hidden. Given the vectors, every state's likelihood
+needs only ⟨y, u_i⟩ and ⟨u_i, u_j⟩ in the metric 1/σ², so all states of all encodings are summed over
+exactly (E step); given the states, all u solve one n×n system a direction (M step). q(u) is Gaussian: its
+variance enters ⟨u_i, u_i⟩, which keeps vectors that nobody determines from explaining anything.
+Likelihoods are raised to a power β that grows to 1 (deterministic annealing, Rose 1998; Ueda and Nakano
+1998), since clusters found one by one would be found twice.
 
-*Equal use.* Every image is in 2N/n encodings. A price b_i in each state that uses image i is moved until the
-expected uses agree: the dual of the transport problem "N encodings of two slots, n images of 2N/n
-places", with entropy (Sinkhorn 1967; Cuturi 2013). It is what a min-cost flow would enforce on a hard assignment,
-and it rules out that one image takes two clusters while two images share another.
+*Equal use.* Every image is in 2N/n encodings. A price b_i in each state that uses image i is moved until
+the expected uses agree: the dual of the transport problem "N encodings of two slots, n images of 2N/n
+places", with entropy (Sinkhorn 1967; Cuturi 2013). It is what a min-cost flow would enforce on a hard
+assignment, and it rules out that one image takes two clusters while two images share another.
 
 *Signs.* ρ is free while clusters form: u_i and −u_i explain the same encodings. Then signs are
 synchronised by the leading eigenvector of E[ρ] over pairs of images, and ρ = 1 from there on.
@@ -152,11 +152,11 @@ def assign(features: Features, groups: list[Candidates], vectors: Vectors) -> As
     evidence = torch.zeros(N)
     for block in (block for group in groups for block in group.blocks()):
         states = _states(features, block, vectors, 1.0, True)
-        B, M, M2 = states.responsibility.shape[:3]
+        M2 = states.responsibility.shape[2]
         pairs = states.responsibility.sum((3, 4))  # (B, M, M')
         best = pairs.flatten(1).argmax(1)
         i, j = best // M2, best % M2
-        row = torch.arange(B)
+        row = torch.arange(len(block.rows))
         images[block.rows, 0], images[block.rows, 1] = block.first[row, i], block.second[row, j]
         weights = states.responsibility.sum(4)[row, i, j]  # (B, G)
         weights = weights / weights.sum(1, keepdim=True).clamp(min=1e-30)

@@ -2,16 +2,17 @@
 
 Axes: N encodings, n private images, K seeds, r directions.
 
-Two encodings with a private image in common correlate in the metric c²/σ⁴ of :mod:`.pairing_features`; where both
-hold much of it, the nearest neighbours are nearly always right (0.99 of them for the better half of the encodings of
-a 2020-challenge replica). A seed is an encoding with close neighbours; its neighbours, turned to its sign, give a
-first vector, and one step of EM against a background of everything else,
+Two encodings with a private image in common correlate in the metric c²/σ⁴ of :mod:`.pairing_features`;
+where both hold much of it, the nearest neighbours are nearly always right (0.99 of them for the better
+half of the encodings of a 2020-challenge replica). A seed is an encoding with close neighbours; its
+neighbours, turned to its sign, give a first vector, and one step of EM against a background of everything
+else,
 
     P(u in y) = sigmoid( log E_λ[p(y | λ, u) / p(y)] + b ),                                      (1)
 
-with b such that the image is used 2N/n times, gathers the rest. Seeds fall on the same image many times: they are
-taken by falling evidence, none that correlates by more than 0.5 with one taken before. (More steps of (1) drift: a
-vector that is the mean of two images explains more encodings than either.)
+with b such that the image is used 2N/n times, gathers the rest. Seeds fall on the same image many times:
+they are taken by falling evidence, none that correlates by more than 0.5 with one taken before. (More
+steps of (1) drift: a vector that is the mean of two images explains more encodings than either.)
 """
 
 from __future__ import annotations

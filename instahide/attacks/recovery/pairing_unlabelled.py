@@ -2,8 +2,8 @@
 
 Axes: N encodings, n private images, M candidates of a slot, G hypotheses about coefficients, Q coefficients.
 
-Without labels any two of n images may be inside an encoding, with any coefficients of the law: n²·G states are too
-many. The evidence for one image, the other counted as noise,
+Without labels any two of n images may be inside an encoding, with any coefficients of the law: n²·G states
+are too many. The evidence for one image, the other counted as noise,
 
     log E_λ[ p(y | λ, u) / p(y) ] = log mean_λ cosh(λ⟨y, u⟩)·exp(−λ²·E|u|²/2),                        (1)
 

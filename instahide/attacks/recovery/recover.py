@@ -10,8 +10,9 @@ label-only    soft labels
 no-labels     nothing else
 ============  ======================================================================================
 
-label-only and no-labels first find the pairing (:mod:`.pairing`), then all tiers decode (:mod:`.decode`). A known
-public pool is a flag of each tier. The first published attack (Carlini et al., S&P 2021) is of tier label-only.
+label-only and no-labels first find the pairing (:mod:`.pairing`), then all tiers decode (:mod:`.decode`).
+A known public pool is a flag of each tier. The first published attack (Carlini et al., S&P 2021) is of
+tier label-only.
 
 :func:`recover_images` sees a :class:`RecoveryView`; the truth goes to :func:`recovery_result` only. Whether
 anything was recovered is decided without it (:mod:`.pairing_evidence`).
@@ -32,7 +33,8 @@ from ...errors import InvalidInputError
 from ...mixing import to_unit_range
 from ..cost import Cost
 from ..view import AttackerView
-from .decode import DecodedImages, DecodeView, decode_images
+from .decode import decode_images
+from .decode_view import DecodedImages, DecodeView
 from .pairing import Pairing, find_pairing
 from .pairing_checks import canary_gain, null_gain
 from .pairing_evidence import MIN_SMOOTHNESS, Gain, held_out_gain, share_public, smoothness
@@ -244,7 +246,8 @@ class _Attack:
     def decode(self, max_seconds: float | None) -> None:
         """Images from the pairing."""
         release = self.release
-        assert self.rows is not None and self.coefficients is not None
+        assert self.rows is not None
+        assert self.coefficients is not None
         self.decoded = decode_images(
             DecodeView(
                 release.encodings,
@@ -265,7 +268,8 @@ class _Attack:
 
     def judge(self, checks: bool) -> None:
         """Was anything found? On encodings put aside, on a null and on canaries."""
-        assert self.features is not None and self.pairing is not None
+        assert self.features is not None
+        assert self.pairing is not None
         release, n = self.release, self.view.num_private_images
         law = (release.config, release.scheme)
         self.gain = held_out_gain(self.features, self.view.labels, *law, n, seed=self.seed)
@@ -293,7 +297,8 @@ class _Attack:
         else:
             assert self.gain is not None
             found = self.gain.exceeds(self.null) and self.public_share < 0.5
-        assert self.rows is not None and self.coefficients is not None
+        assert self.rows is not None
+        assert self.coefficients is not None
         return Recovery(
             images=self.decoded.images,
             private_rows=self.rows,

@@ -80,7 +80,12 @@ def recovery_result(
 def verdict(recovery: Recovery) -> str:
     """One sentence, from what the attacker can know."""
     if recovery.leaked:
-        return "the private images can be rebuilt from the encodings: what was recovered explains encodings the attack had not seen"
+        reason = (
+            "encodings that share an image agree about it"
+            if recovery.gain is None
+            else "what was recovered explains encodings the attack had not seen"
+        )
+        return f"the private images can be rebuilt from the encodings: {reason}"
     if recovery.smoothness <= MIN_SMOOTHNESS:
         return "nothing recovered: the encodings do not look like mixtures of images such as the public ones"
     if recovery.public_share >= 0.5:

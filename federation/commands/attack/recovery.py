@@ -1,0 +1,131 @@
+"""``instahide attack run recovery``: can the private images be rebuilt from the encodings?"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..console import OutputFormat, progress_bar
+from .shared import (
+    Encoded,
+    FailOnLeak,
+    Format,
+    Labels,
+    MaxSeconds,
+    NumMixed,
+    NumPrivate,
+    Out,
+    Seed,
+    finish,
+    law_of_release,
+)
+
+
+class Tier(StrEnum):
+    """What the attacker is given."""
+
+    decode = "decode"
+    label_only = "label-only"
+    no_labels = "no-labels"
+
+
+def recovery(
+    encoded: Encoded,
+    public: Annotated[
+        Path,
+        typer.Option(help="Public images of the same kind: a folder, or an .npz with x.", metavar="PATH"),
+    ],
+    num_private_images: Annotated[
+        int, typer.Option(min=2, metavar="N", help="n, different private images in the release.")
+    ],
+    tier: Annotated[Tier, typer.Option(help="What the attacker is given.")] = Tier.label_only,
+    pairing: Annotated[
+        Path | None,
+        typer.Option(
+            help="Tier decode: an .npz with private_rows and coefficients, (N,2) each.", metavar="FILE"
+        ),
+    ] = None,
+    pool: Annotated[
+        Path | None,
+        typer.Option(help="The public pool that was mixed in, if it is known.", metavar="PATH"),
+    ] = None,
+    truth: Annotated[
+        Path | None,
+        typer.Option(help="An .npz with the private images, to score the attack only.", metavar="FILE"),
+    ] = None,
+    labels: Labels = None,
+    sign_network: Annotated[
+        Path | None,
+        typer.Option(help="Trained sign network: read if it is there, else written.", metavar="FILE"),
+    ] = None,
+    training_seconds: Annotated[
+        float, typer.Option(min=1.0, help="Processor time to train the sign network.")
+    ] = 90.0,
+    checks: Annotated[bool, typer.Option(help="Also attack own canaries and a null.")] = True,
+    num_mixed: NumMixed = None,
+    num_private: NumPrivate = None,
+    seed: Seed = 0,
+    max_seconds: MaxSeconds = None,
+    out: Out = None,
+    format: Format = OutputFormat.text,
+    fail_on_leak: FailOnLeak = False,
+) -> None:
+    """Rebuild the private images from encodings released several times over.
+
+    OUT/recovered.npz holds images (n,C,H,W) in [-1,1], in the attack's own order.
+    Whether anything was recovered is decided without TRUTH.
+
+    Exit codes: 0 measured · 2 wrong input · 3 leaks, with --fail-on-leak ·
+    4 damaged file.
+
+    Example:
+
+        instahide attack run recovery --encoded e.npz --public pool.npz --num-private-images 100 --out r/
+    """
+    import numpy as np
+
+    from instahide.attacks.encodings_file import read_public_images, read_release
+    from instahide.attacks.recovery.recover import RecoveryView, recover_images
+    from instahide.attacks.recovery.recovery_files import network_at, read_pairing, read_truth
+    from instahide.attacks.recovery.recovery_result import recovery_result
+    from instahide.attacks.view import AttackerView
+
+    with progress_bar("reading"):
+        release = read_release(encoded, labels=labels, at_least=num_private_images)
+        similar = read_public_images(public, release.image_shape)
+        drawn_from = None if pool is None else read_public_images(pool, release.image_shape)
+        rows, coefficients = (None, None) if pairing is None else read_pairing(pairing, len(release))
+        originals, true_rows = (None, None) if truth is None else read_truth(truth, release.image_shape)
+    law = law_of_release(release.config, num_mixed, num_private)
+    default = "inside" if law.num_private == law.num_mixed else "cross"
+    view = RecoveryView(
+        AttackerView(release.images, release.labels, law, release.scheme or default, similar, drawn_from),
+        num_private_images,
+        tier.value,
+        rows,
+        coefficients,
+    )
+    with progress_bar("recovering") as progress:
+        network = network_at(sign_network, view.release, training_seconds, seed, progress)
+        found = recover_images(
+            view,
+            network=network,
+            training_seconds=training_seconds,
+            checks=checks,
+            seed=seed,
+            max_seconds=max_seconds,
+            progress=progress,
+        )
+    result = recovery_result(view, found, truth=originals, truth_rows=true_rows, seed=seed)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        np.savez(
+            out / "recovered.npz",
+            images=found.images.numpy(),
+            private_rows=found.private_rows,
+            coefficients=found.coefficients,
+        )
+    finish(result, out, format, fail_on_leak)
