@@ -255,7 +255,8 @@ class SourceSearch:
     ) -> torch.Tensor:
         """(n,) root mean square of |e| − |fit|."""
         fit = self._expected(known, rows, coefficients)
-        return (magnitudes - fit.abs()).flatten(1).square().mean(1).sqrt()
+        missed: torch.Tensor = (magnitudes - fit.abs()).flatten(1).square().mean(1).sqrt()
+        return missed
 
     def _exact(
         self, magnitudes: torch.Tensor, known: Known, rows: torch.Tensor, coefficients: torch.Tensor
@@ -266,9 +267,9 @@ class SourceSearch:
         sources = self.pixels[rows].flatten(2).double()
         gram = sources @ sources.mT
         gram += torch.diag_embed((rows == self.none).double() + 1e-9)
-        return torch.linalg.solve(
-            gram, torch.einsum("nmd,nd->nm", sources, target.flatten(1).double())
-        ).float()
+        moments = torch.einsum("nmd,nd->nm", sources, target.flatten(1).double())
+        solution: torch.Tensor = torch.linalg.solve(gram, moments).float()
+        return solution
 
     def _expected(self, known: Known, rows: torch.Tensor, coefficients: torch.Tensor) -> torch.Tensor:
         """(n, C, H, W) μ: what the sources found say of z."""

@@ -37,8 +37,8 @@ class SquareFilter:
         self.weights = prior.transform(squares - self.mean).square().mean(0).clamp(min=FLOOR).rsqrt()
         images.square_()
         images -= images.mean(0)
-        templates = self._whiten(images)
-        self.templates = templates / templates.norm(dim=1, keepdim=True).clamp(min=1e-6)
+        self.templates = self._whiten(images)
+        self.templates /= self.templates.norm(dim=1, keepdim=True).clamp(min=1e-6)
 
     def match(self, magnitudes: torch.Tensor) -> torch.Tensor:
         """(n, P) scores of encodings with values ``magnitudes`` (n, C, H, W)."""
