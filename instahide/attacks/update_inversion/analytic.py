@@ -30,6 +30,7 @@ times over; it is completed (``completion.py``) and read as above.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -38,7 +39,7 @@ from torch import nn
 from ...errors import InvalidInputError
 from .completion import ENOUGH_ENTRIES, FITTING, complete_low_rank, spare_entries
 from .local_update import averaged_gradient
-from .sparse_batch import MAX_ROUNDS, unmix_sparse_batch
+from .sparse_batch import MAX_ROUNDS, SearchEffort, unmix_sparse_batch
 from .view import UpdateView
 
 MAX_UNITS, MAX_VALUES = 4096, 40_000_000  # of the first layer: 320 MB in float64
@@ -128,13 +129,18 @@ def _remember(seen: list[tuple[str, nn.Module, torch.Tensor]], name: str):  # ty
 
 
 def recover_from_first_layer(
-    view: UpdateView, *, seed: int = 0, max_rounds: int = MAX_ROUNDS
+    view: UpdateView,
+    *,
+    seed: int = 0,
+    max_rounds: int = MAX_ROUNDS,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> FirstLayerRecovery:
     """Everything the first dense layer of ``view`` gives.
 
     Args:
         seed: of the attacker's starts.
         max_rounds: of restarts for a batch, each of a few hundred directions.
+        should_stop: asked before each of them.
 
     Raises:
         InvalidInputError: the network does not begin with a dense layer with bias.
@@ -150,8 +156,9 @@ def recover_from_first_layer(
     weight, bias = gradient[layer.weight][rows].double(), gradient[layer.bias][rows].double()
     start = dict(view.model.named_parameters())
     first = (start[layer.weight].detach()[rows].double(), start[layer.bias].detach()[rows].double())
+    effort = SearchEffort(seed, max_rounds, should_stop)
     solve = _from_pruned if view.defence.prune > 0 else _from_whole
-    found, verified, rank, residual, route, plane = solve(view, weight, bias, first, seed, max_rounds)
+    found, verified, rank, residual, route, plane = solve(view, weight, bias, first, effort)
     if view.kind == "update" and view.training.optimizer == "adamw":
         # Adam divides every weight's step by its own size: what is left of x is little more than its sign.
         verified = _flags(len(found), False)
@@ -173,8 +180,7 @@ def _from_whole(
     weight: torch.Tensor,
     bias: torch.Tensor,
     first: tuple[torch.Tensor, torch.Tensor],
-    seed: int,
-    max_rounds: int,
+    effort: SearchEffort,
 ) -> _Answer:
     matrix = torch.cat([weight, bias[:, None]], dim=1)
     left, values, right = torch.linalg.svd(matrix, full_matrices=False)
@@ -190,7 +196,7 @@ def _from_whole(
     if 1 < rank <= n:
         noise = float(values.median()) / math.sqrt(max(matrix.shape))  # Marchenko-Pastur, one entry
         spread = noise / values[:rank]
-        found = unmix_sparse_batch(left[:, :rank], spread, matrix, first, seed, max_rounds, _one_step(view))
+        found = unmix_sparse_batch(left[:, :rank], spread, matrix, first, effort, _one_step(view))
         if found is not None:
             return found[0], found[1], rank, found[2], "sparse batch", plane
     single = single_rows(weight, bias, dimensions=rank - 1)[:n] if rank > 1 else weight[:0]
@@ -203,8 +209,7 @@ def _from_pruned(
     weight: torch.Tensor,
     bias: torch.Tensor,
     first: tuple[torch.Tensor, torch.Tensor],
-    seed: int,
-    max_rounds: int,
+    effort: SearchEffort,
 ) -> _Answer:
     """The matrix of rank n is completed from its large entries, then read as a whole one."""
     n = view.num_images
@@ -221,7 +226,7 @@ def _from_pruned(
     left, values, _ = torch.linalg.svd(completed, full_matrices=False)
     noise = math.sqrt(residual / completed.numel()) * float(completed.norm())
     spread = noise / values[:n]
-    found = unmix_sparse_batch(left[:, :n], spread, completed, first, seed, max_rounds, _one_step(view))
+    found = unmix_sparse_batch(left[:, :n], spread, completed, first, effort, _one_step(view))
     if found is None:
         return nothing
     return found[0], found[1], n, residual, "completion, sparse batch", None

@@ -146,8 +146,11 @@ def invert(
     if all(not value.any() for value in view.observed.values()):
         raise InvalidInputError("the update is zero everywhere", hint="nothing was trained, or not captured")
     if method in ("auto", "analytic") and (method == "analytic" or first_dense_layer(view) is not None):
-        recovery = recover_from_first_layer(view, seed=settings.seed, max_rounds=settings.sparse_rounds)
-        found = _from_recovery(view, recovery)
+        budget = Budget(max_seconds)
+        recovery = recover_from_first_layer(
+            view, seed=settings.seed, max_rounds=settings.sparse_rounds, should_stop=budget.spent
+        )
+        found = replace(_from_recovery(view, recovery), ran_out=budget.ran_out)
         if method == "analytic" or bool(found.verified.any()):
             return found
         if recovery.rank == 0 and (view.defence.prune or view.defence.noise):

@@ -19,6 +19,8 @@ which mixtures of images miss.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
@@ -34,13 +36,21 @@ AGREEING_UNITS = 0.95  # share of units whose activation fits; chance gives abou
 MIN_LATTICE_VALUES, LATTICE_MISS = 25, 0.06
 
 
+@dataclass(frozen=True)
+class SearchEffort:
+    """How long to look: the seed of the starts, rounds of them, and what may end the search early."""
+
+    seed: int = 0
+    max_rounds: int = MAX_ROUNDS
+    should_stop: Callable[[], bool] = lambda: False
+
+
 def unmix_sparse_batch(
     left: torch.Tensor,
     noise: torch.Tensor,
     matrix: torch.Tensor,
     first: tuple[torch.Tensor, torch.Tensor],
-    seed: int,
-    max_rounds: int,
+    effort: SearchEffort,
     one_step: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, float] | None:
     """(images, verified, residual) of the best set of factors found; ``None`` if no full set was.
@@ -54,9 +64,11 @@ def unmix_sparse_batch(
     # A unit no image activates holds rounding and noise only, and would look like a row of random signs.
     alive = size > max(1e-6 * float(size.max()), 6 * float(noise.norm()))
     search = _SparseSearch(left[alive], noise)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(effort.seed)
     best: tuple[torch.Tensor, torch.Tensor, float] | None = None
-    for round_number in range(max_rounds):
+    for round_number in range(effort.max_rounds):
+        if effort.should_stop():
+            break
         fresh = search.sharpen(generator, POWERS[round_number % len(POWERS)])
         if round_number >= HOPELESS and not search.found:
             break  # nothing is sparse here: not a ReLU, or too much noise
