@@ -15,6 +15,8 @@ from . import (
     membership,
     model_membership,
     public_sources,
+    published_2020,
+    recovery,
     report,
     update_inversion,
 )
@@ -46,3 +48,5 @@ run_app.command("audits")(audits.audits)
 run_app.command("update-inversion")(update_inversion.update_inversion)
 run_app.command("model-membership")(model_membership.model_membership)
 run_app.command("dp-audit")(dp_audit.dp_audit)
+run_app.command("published-2020")(published_2020.published_2020)
+run_app.command("recovery")(recovery.recovery)

@@ -204,7 +204,8 @@ def share_of_positive_mixtures(images: Array, mixing: Array) -> float:
 
 
 def _with_ties_negative(mixed: Array) -> Array:
-    return np.where(mixed == 0, np.float32(-1), mixed).astype(mixed.dtype)
+    negative: Array = np.where(mixed == 0, np.float32(-1), mixed)
+    return negative
 
 
 def _magnitudes(encodings: torch.Tensor | NDArray[np.floating]) -> Array:

@@ -187,6 +187,30 @@ def pair_up(
     return found
 
 
+def published_decode(
+    view: AttackerView,
+    private_rows: NDArray[np.int64],
+    coefficients: NDArray[np.floating],
+    *,
+    num_images: int,
+    settings: PipelineSettings | None = None,
+    seed: int = 0,
+    max_seconds: float | None = None,
+    progress: Progress = None,
+) -> NDArray[np.float32]:
+    """Steps 5 and 6 with a pairing from elsewhere: (n, C, H, W) images in [−1, 1].
+
+    This, with its colour step, is what a decoder should be compared with; labels are not needed.
+    """
+    given = Assignment(
+        np.asarray(private_rows), np.asarray(coefficients, dtype=np.float64), np.arange(num_images)
+    )
+    settings = settings or PipelineSettings()
+    return reconstruct(
+        view, given, num_images, settings, seed=seed, max_seconds=max_seconds, progress=progress
+    )[0]
+
+
 def reconstruct(
     view: AttackerView,
     found: Assignment,

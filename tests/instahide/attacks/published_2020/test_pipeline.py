@@ -24,6 +24,7 @@ from instahide.attacks.published_2020.pair_training import train_pair_network
 from instahide.attacks.published_2020.pipeline import (
     Networks,
     PipelineSettings,
+    published_decode,
     published_pipeline,
     train_networks,
 )
@@ -195,6 +196,25 @@ def test_the_pipeline_rebuilds_dark_pictures(replica: Replica, networks: Network
     assert result.metrics["evidence"] > 2 * result.baselines["evidence"]
     assert {"null", "power"} <= set(result.checks)
     assert result.to_dict()["settings"]["seconds_by_stage"]["objective"] > 0
+
+
+def test_with_the_pairing_given_the_decoder_does_better_than_without_its_colours(replica: Replica) -> None:
+    view, truth = view_of(replica), replica.truth
+    originals = truth.images.images / 127.5 - 1
+    errors = [
+        np.square(
+            published_decode(
+                view,
+                truth.private_rows,
+                truth.private_coefficients,
+                num_images=16,
+                settings=PipelineSettings(colour=colour),
+            )
+            - originals
+        ).mean()
+        for colour in (False, True)
+    ]
+    assert errors[1] < errors[0]
 
 
 def test_noise_gives_nothing(replica: Replica, networks: Networks) -> None:
