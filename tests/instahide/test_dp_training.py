@@ -77,6 +77,7 @@ def test_one_step_is_the_papers_by_a_loop_over_single_images(
         integer_noise, "draw_noise", lambda _stream, count, _law: np.zeros(count, dtype=np.int64)
     )
     data, net = images(), model(name)
+    assert data.labels is not None
     expected, clipped = torch.zeros_like(flat(net.parameters())), 0
     C = PrivateSum(len(expected), 0.7, 1.0).clip_norm
     for image, label in zip(to_unit_range(data.images), data.labels, strict=True):
