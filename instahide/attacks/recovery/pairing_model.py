@@ -24,6 +24,7 @@ synchronised by the leading eigenvector of E[ρ] over pairs of images, and ρ = 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -58,10 +59,11 @@ class Candidates:
         """Parts with at most ``BLOCK_STATES`` states."""
         states = self.first.shape[1] * self.second.shape[1] * self.coefficients.shape[1] * 2
         size = max(1, BLOCK_STATES // states)
-        parts = zip(
-            *(x.split(size) for x in (self.rows, self.first, self.second, self.coefficients)), strict=True
-        )
-        return [Candidates(*part) for part in parts]
+        columns = [
+            torch.split(x, size)  # type: ignore[no-untyped-call]
+            for x in (self.rows, self.first, self.second, self.coefficients)
+        ]
+        return [Candidates(*part) for part in zip(*columns, strict=True)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,7 +209,8 @@ def _states(features: Features, block: Candidates, vectors: Vectors, power: floa
 
 def log_cosh(t: torch.Tensor) -> torch.Tensor:
     """log cosh t without overflow."""
-    return t.abs() + torch.log1p(torch.exp(-2 * t.abs())) - np.log(2.0)
+    size = t.abs()
+    return size + torch.log1p(torch.exp(-2 * size)) - math.log(2.0)
 
 
 def _expectation(

@@ -103,7 +103,7 @@ def images_per_class(groups: list[Slots], num_classes: int, num_private_images: 
     for group in groups:
         entries += np.bincount(group.classes.numpy().ravel(), minlength=num_classes)
     shares = entries / entries.sum() * num_private_images
-    counts = np.floor(shares).astype(np.int64)
+    counts: NDArray[np.int64] = np.floor(shares).astype(np.int64)
     # A class that occurs at all has an image.
     counts[(entries > 0) & (counts == 0)] = 1
     while counts.sum() < num_private_images:

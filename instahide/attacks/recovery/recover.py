@@ -204,6 +204,7 @@ class _Attack:
                 release.public_images,
                 release.config,
                 scheme=release.scheme,
+                public_pool=release.public_pool,
                 cpu_seconds=training_seconds,
                 seed=self.seed,
                 progress=self.progress,

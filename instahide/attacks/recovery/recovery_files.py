@@ -90,6 +90,7 @@ def network_at(
         release.public_images,
         release.config,
         scheme=release.scheme,
+        public_pool=release.public_pool,
         cpu_seconds=training_seconds,
         seed=seed,
         progress=progress,
