@@ -157,6 +157,7 @@ def save_arrays(replica: Replica, folder: Path) -> None:
     if replica.public is not None:
         np.savez(folder / "public.npz", x=replica.public.images)
     truth = replica.truth
+    assert truth.images.labels is not None  # the encoder asks for them
     np.savez(
         folder / "truth.npz",
         images=truth.images.images,

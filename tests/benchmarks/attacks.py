@@ -6,11 +6,11 @@
     python tests/benchmarks/attacks.py published --data cifar10_5k.npz --instances 1
     python tests/benchmarks/attacks.py digits
 
-``--data`` is an .npz with x_train, y_train (and x_test, y_test). Half of the images are the attacker's: statistics
-and training. Of the other half every instance draws its own private images, with secrets from the operating
-system, and the rest is the public pool. Two figures of each setting: the pool unknown to the attacker, and
-known. The sign network is trained once for a law, on the attacker's half; its cost is printed apart and
-belongs to every attack that uses it.
+``--data`` is an .npz with x_train, y_train (and x_test, y_test). Half of the images are the attacker's, for
+statistics and training. Of the other half every instance draws its own private images, with secrets from
+the operating system, and the rest is the public pool. Two figures of each setting: the pool unknown to
+the attacker, and known. The sign network is trained once for a law, on the attacker's half; its cost is
+printed apart and belongs to every attack that uses it.
 
 Rows: mean over instances (range). ``digits`` runs 8×8 digits in seconds and is part of the default tests.
 """

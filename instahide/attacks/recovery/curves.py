@@ -111,8 +111,9 @@ def _with(settings: AttackSettings, along: str, value: int) -> AttackSettings:
         return replace(settings, num_private_images=value)
     if along == "augment":
         return replace(settings, augment=bool(value))
-    name = along.replace("-", "_")
-    return replace(settings, encoding=replace(settings.encoding, **{name: value}))
+    if along == "num-mixed":
+        return replace(settings, encoding=replace(settings.encoding, num_mixed=value))
+    return replace(settings, encoding=replace(settings.encoding, quantization_bits=value))
 
 
 def _attack(

@@ -55,7 +55,8 @@ def test_every_attack_of_the_catalogue_is_listed_and_runs_under_its_name(
 def test_an_audit_goes_from_a_release_to_a_page(audit: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("--encoded", audit / "e", "--members", audit / "members.npz", "--others", audit / "others.npz")
     done = run(
-        "attack", "run", "membership", *words, "--public", audit / "public.npz", "--out", audit / "r/membership",
+        "attack", "run", "membership", *words, "--public", audit / "public.npz",
+        "--out", audit / "r/membership",
         "--format", "json",
     )  # fmt: skip
     assert done == 0
