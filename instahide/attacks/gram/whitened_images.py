@@ -43,6 +43,7 @@ NOISE = 0.03  # of r, in the whitening
 RIDGE = 0.05
 TURNS = 6
 SIGN_ROUNDS = 2
+PRIOR_ENCODINGS = 20.0  # the public spectrum counts as so many of unit weight
 SCALE_TURNS = 15
 CANDIDATES = 6  # images tried for each encoding
 LEAST_STAR = 3
@@ -102,8 +103,9 @@ def recover_by_gram(
             sources = identify_public_sources(view, progress=progress, max_seconds=max_seconds)
         prior = ImagePrior.of(view.public_images)
         left = torch.from_numpy(1 - sources.weight).float()
-        known = sources.known_part(pool) + left.view(-1, 1, 1, 1) * prior.mean
-        model = _PairModel(prior, view, known, left)
+        private_mean = _private_mean(sources.mixtures - sources.known_part(pool), left)
+        known = sources.known_part(pool) + left.view(-1, 1, 1, 1) * private_mean
+        model = _PairModel(prior, view, known, left, sources.mixtures - known)
         rest = model.whiten(sources.mixtures - known)
         similarity, spread = _similarity(rest)
         stars = stars_of_line_graph(similarity > SHARED, least=LEAST_STAR)[:num_images]
@@ -127,7 +129,7 @@ def recover_by_gram(
             if progress is not None:
                 progress(turn + 1, total=SIGN_ROUNDS + 1, text="images")
         return WhitenedRecovery(
-            (pixels + prior.mean).clamp(-1, 1), rows.numpy(), coefficients.double().numpy(), sources, spread
+            (pixels + private_mean).clamp(-1, 1), rows.numpy(), coefficients.double().numpy(), sources, spread
         )
 
 
@@ -135,10 +137,19 @@ class _PairModel:
     """Whitening, and signs from what is believed about all sources."""
 
     def __init__(
-        self, prior: ImagePrior, view: AttackerView, known: torch.Tensor, left: torch.Tensor
+        self,
+        prior: ImagePrior,
+        view: AttackerView,
+        known: torch.Tensor,
+        left: torch.Tensor,
+        rest: torch.Tensor,
     ) -> None:
         self.prior, self.view, self.known, self.left = prior, view, known, left
-        self.weights = (prior.variance + NOISE**2 / 0.2).rsqrt()
+        # The private images' own spectrum, held to the public one where encodings are few.
+        spread = float(remaining_spread(left, 2.0).sum())
+        measured = prior.transform(rest).square().sum(0)
+        variance = (measured + PRIOR_ENCODINGS * prior.variance) / (spread + PRIOR_ENCODINGS)
+        self.weights = (variance + NOISE**2 / 0.2).rsqrt()
 
     def whiten(self, pixels: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W) → (N, d)."""
@@ -156,6 +167,16 @@ class _PairModel:
         variance = spread.view(-1, 1, 1, 1) * self.prior.pixel_diagonal(self.prior.variance[None])
         start = torch.tanh(magnitudes * mean / variance)
         return expected_mixtures(self.prior, magnitudes, mean, spread, start=start, temperatures=WARM_START)
+
+
+def _private_mean(rest: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
+    """(C, H, W) mean private image: encodings hold ``left`` of it on average, by least squares.
+
+    Cells or radiographs have a mean of their own; with the pool's in its place all remainders would agree.
+    """
+    weights = left.view(-1, 1, 1, 1)
+    mean: torch.Tensor = (weights * rest).sum(0) / left.square().sum().clamp(min=1e-6)
+    return mean
 
 
 def _similarity(rest: torch.Tensor) -> tuple[NDArray[np.float64], float]:
