@@ -18,6 +18,9 @@ found among the clear ones and all encodings attached afterwards. Then images an
   public part leaves of 1;
 * and twice the signs anew, now that all sources predict them.
 
+The mean in (1) is that of the *private* images, learnt by regressing what is left on 1 − Σ λ of the public
+part, and whitening uses their own spectrum: cells or radiographs differ from photographs in both.
+
 No labels are used. If labels are published they are left for the caller to check the pairs with.
 """
 
