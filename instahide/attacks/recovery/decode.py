@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 from ...mixing import to_unit_range
 from .decode_view import DecodedImages, DecodeView
 from .image_prior import ImagePrior, sign_odds
+from .local_prior import LocalPrior
 from .pool_sources import BARS, Pool, find_sources, no_sources, row_signs
 from .regression import Regression, band_means, octave_bands, remaining_noise, solve_images
 from .sign_recovery import SignedMixtures, SignNetwork, sign_recovery, train_sign_network
@@ -134,6 +135,8 @@ class _Decoder:
         self.num_public = view.config.num_mixed - view.private_rows.shape[1]
         self.sources = no_sources(len(self.size), self.num_public)
         known = None if view.public_pool is None else to_unit_range(view.public_pool.images)
+        large = min(view.public_images.image_shape[1:]) >= 3
+        self.local = LocalPrior.of(public - self.prior.mean) if large else None
         self.simulator = MixtureSimulator(public, view.config, view.scheme, seed=seed, pool=known)
         self.pool: Pool | None = None
         if view.public_pool is not None and self.num_public > 0:
@@ -247,15 +250,13 @@ class _Decoder:
         """Guided sign recovery; ``guide`` (N, d) and the variance of its error (N, G) in units of v."""
         assert self.network is not None
         sd = (variance[:, self.bands] @ self.variances / len(self.variances)).sqrt()
-        guide = guide * self.sd
-        self._set_mixtures(
-            sign_recovery(
-                self.size,
-                self.network,
-                guide=self.prior.images(guide.view_as(self.size)),
-                guide_error=sd,
-            )
-        )
+        pixels = self.prior.images((guide * self.sd).view_as(self.size))
+        signed = sign_recovery(self.size, self.network, guide=pixels, guide_error=sd)
+        if self.local is not None:
+            share = sd.square() / self.prior.pixel_variance
+            mean = self.local.repair(signed.mean, self.size, pixels, share)
+            signed = SignedMixtures(mean, signed.confidence)
+        self._set_mixtures(signed)
 
     def law_noise(self) -> torch.Tensor:
         """(N,) expected Σ λ² of the public sources not yet found."""
