@@ -76,7 +76,12 @@ def published_2020(
     from instahide.attacks.encodings_file import read_public_images, read_release
     from instahide.attacks.published_2020.network_files import load_networks, save_networks
     from instahide.attacks.published_2020.pair_network import PairNetworkSettings
-    from instahide.attacks.published_2020.pipeline import NUM_PROTOTYPES, PipelineSettings, train_networks
+    from instahide.attacks.published_2020.pipeline import (
+        NUM_PROTOTYPES,
+        PipelineSettings,
+        check_attackable,
+        train_networks,
+    )
     from instahide.attacks.published_2020.result import published_2020 as attack
     from instahide.attacks.view import AttackerView
 
@@ -89,6 +94,7 @@ def published_2020(
     if scheme == "cross" and drawn_from is None:
         drawn_from = similar
     view = AttackerView(release.images, release.labels, law, scheme, similar, drawn_from)
+    check_attackable(view, num_private_images)
 
     def chosen(num_prototypes: int) -> PairNetworkSettings:
         return PairNetworkSettings(architecture.value, depth, width, num_prototypes, training_seconds)

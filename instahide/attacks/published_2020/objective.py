@@ -214,7 +214,7 @@ def _magnitudes(encodings: torch.Tensor | NDArray[np.floating]) -> Array:
         raise InvalidInputError(f"encodings have shape {values.shape}", hint="give (N, C, H, W)")
     if not np.isfinite(values).all():
         raise InvalidInputError("encodings hold values that are not numbers", hint="drop those rows")
-    return np.abs(values, dtype=np.float32)
+    return np.asarray(np.abs(values), dtype=np.float32)
 
 
 def _minimise(

@@ -131,7 +131,7 @@ def published_pipeline(
     Raises:
         InvalidInputError: no labels, not two private images each, or too few encodings.
     """
-    _check(view, num_private_images)
+    check_attackable(view, num_private_images)
     settings, clock = settings or PipelineSettings(), _Stages(max_seconds)
     if networks is None and similarity is None:
         settings = clock.shortened(settings)
@@ -273,7 +273,8 @@ def _private_sum(view: AttackerView) -> float:
     return float(drawn[:, :NUM_OWNERS].sum(axis=1).mean())
 
 
-def _check(view: AttackerView, num_images: int) -> None:
+def check_attackable(view: AttackerView, num_images: int) -> None:
+    """InvalidInputError where this attack cannot start: no labels, not two private images, too few rows."""
     inside = view.config.num_private if view.scheme == "cross" else view.config.num_mixed
     if view.labels is None:
         raise InvalidInputError(

@@ -33,6 +33,7 @@ from .pipeline import (
     Networks,
     PipelineSettings,
     PublishedRecovery,
+    check_attackable,
     pair_up,
     published_pipeline,
     train_networks,
@@ -66,6 +67,7 @@ def published_2020(
         check_null: also attack a release in which no image occurs twice.
     """
     settings = settings or PipelineSettings()
+    check_attackable(view, num_private_images)
     with Cost() as cost:
         if networks is None and max_seconds is None:
             networks = train_networks(view, settings, seed=seed, progress=progress)
