@@ -32,7 +32,8 @@ POWERS = (1.0, 0.5)  # p; the second is less smooth and reaches larger batches
 SPARSE_MARGIN = 2  # zeros beyond the n − 1 that can always be forced, and beyond what noise makes
 SAME_DIRECTION = 0.9999  # cosine of two estimates of one q
 INDEPENDENT = 0.02  # length of a new unit vector outside the span of the others
-AGREEING_UNITS = 0.95  # share of units whose activation fits; chance gives about one half
+AGREEING_UNITS = 0.95  # share of silent units that were off at the start, where steps moved the weights
+EXACTLY_AGREEING_UNITS = 0.99  # of one gradient: at 0.95 an image with a trace of another would pass
 MIN_LATTICE_VALUES, LATTICE_MISS = 25, 0.06
 
 
@@ -188,7 +189,7 @@ def _confirmed(
     """
     active = images @ first[0].T + first[1] > 0
     if exact:
-        return (active != zero).double().mean(1) >= AGREEING_UNITS
+        return (active != zero).double().mean(1) >= EXACTLY_AGREEING_UNITS
     off = (zero & ~active).sum(1) / zero.sum(1).clamp_min(1)
     return (off >= AGREEING_UNITS) & (zero.sum(1) >= len(images) - 1 + SPARSE_MARGIN)
 
