@@ -54,6 +54,7 @@ FINAL_STEPS = 6
 ENCODINGS_OVER_RESTARTS = 15_000
 RESTARTS = (2, 8)
 RESEEDINGS = 2
+FEW_ENCODINGS = 2_000  # with so few, a start without labels is cheap and often the better one
 WEAK = 0.3  # of the median length of a vector
 
 
@@ -125,6 +126,11 @@ def find_pairing(
                 restarts or int(np.clip(ENCODINGS_OVER_RESTARTS // len(labels), *RESTARTS)),
                 progress,
             )
+            if restarts is None and len(labels) <= FEW_ENCODINGS:
+                blind = _without_labels(features, config, scheme, num_private_images, seed, progress)
+                other = _labelled_afterwards(features, labels, config, scheme, *blind)
+                if other[1].log_evidence.sum() > assignment.log_evidence.sum():
+                    vectors, assignment = other
     return Pairing(
         assignment.images.numpy(),
         assignment.coefficients.numpy(),
@@ -208,6 +214,34 @@ def _without_labels(
     for _ in range(FINAL_STEPS):
         vectors = step(vectors, 1.0, True)
     return vectors, [likely_pairs(features, singles, pairs, vectors)]
+
+
+def _labelled_afterwards(
+    features: Features,
+    labels: torch.Tensor,
+    config: EncoderConfig,
+    scheme: str,
+    vectors: Vectors,
+    groups: list[Candidates],
+) -> tuple[Vectors, Assignment]:
+    """A fit without labels, gone on with labels: each image joins the class its encodings name most."""
+    from scipy.optimize import linear_sum_assignment
+
+    count = len(vectors.mean)
+    slots = label_slots(labels, config, scheme)
+    found = assign(features, groups, vectors)
+    named = torch.zeros(count, labels.shape[1])
+    for slot in range(2):
+        weight = found.coefficients[:, slot, None] * found.probability[:, slot, None]
+        named.index_add_(0, found.images[:, slot], weight * labels)
+    places = np.repeat(np.arange(labels.shape[1]), images_per_class(slots, labels.shape[1], count))
+    order = torch.from_numpy(linear_sum_assignment(-named.numpy()[:, places].T)[1])
+    start = Vectors(
+        vectors.mean[order], vectors.covariance[order][:, order], torch.zeros_like(vectors.prices)
+    )
+    classes = class_candidates(slots, labels.shape[1], count)
+    fitted = fit(features, classes, start, np.ones(FINAL_STEPS), signs_tied=True)
+    return fitted, assign(features, classes, fitted)
 
 
 def _reseeded(

@@ -59,10 +59,7 @@ class Candidates:
         """Parts with at most ``BLOCK_STATES`` states."""
         states = self.first.shape[1] * self.second.shape[1] * self.coefficients.shape[1] * 2
         size = max(1, BLOCK_STATES // states)
-        columns = [
-            torch.split(x, size)  # type: ignore[no-untyped-call]
-            for x in (self.rows, self.first, self.second, self.coefficients)
-        ]
+        columns = [torch.split(x, size) for x in (self.rows, self.first, self.second, self.coefficients)]
         return [Candidates(*part) for part in zip(*columns, strict=True)]
 
 

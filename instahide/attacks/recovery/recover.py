@@ -39,6 +39,7 @@ from .pairing import Pairing, find_pairing
 from .pairing_checks import canary_gain, null_gain
 from .pairing_evidence import MIN_SMOOTHNESS, Gain, held_out_gain, share_public, smoothness
 from .pairing_features import Features, mixture_features
+from .pairing_pool import features_without_pool
 from .sign_recovery import SignNetwork, train_sign_network
 from .simulated_mixtures import MixtureSimulator
 
@@ -47,6 +48,7 @@ TRAINING_SECONDS = 90.0
 TRAINING_SHARE = 0.5  # of a budget
 SMOOTHNESS_SAMPLE = 512
 MAX_PUBLIC = 20_000
+MAX_WITHOUT_POOL = 2_000  # encodings: beyond, pairs are found without the pool, and searching it is slow
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,6 +218,12 @@ class _Attack:
         """Features and the pairing."""
         release = self.release
         self.features = self.features_of(release.encodings)
+        few = len(release.encodings) <= MAX_WITHOUT_POOL
+        if release.public_pool is not None and self.network is not None and few:
+            with torch.inference_mode():
+                self.features = features_without_pool(
+                    release, release.public_pool, self.network, seed=self.seed, progress=self.progress
+                )
         self.pairing = find_pairing(
             self.features,
             self.view.labels,
