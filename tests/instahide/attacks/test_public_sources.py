@@ -76,6 +76,7 @@ def test_what_does_not_fit_is_refused() -> None:
 
 
 @needs_cifar
+@pytest.mark.slow
 def test_the_cost_grows_far_slower_with_the_pool_than_conjectured() -> None:
     made = replica(EncoderConfig(num_mixed=6, num_private=2, mode="compat"), num_private=20, pool=520)
     exponent, curves = cost_against_pool_size(made.view(), (60, 400))
