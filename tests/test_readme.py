@@ -83,12 +83,13 @@ def test_the_readmes_python_runs_as_it_stands(tmp_path: Path) -> None:
     assert (tmp_path / "encoded-from-python/manifest.json").is_file()
 
 
-def test_the_readmes_commands_for_a_data_scientist_run_as_they_stand(here: Path) -> None:
-    for title in ("**1. Encode", "**2. Train"):
+def test_the_readmes_commands_for_who_holds_images_run_as_they_stand(here: Path) -> None:
+    for title in ("**1. Encode", "**2. Train", "**3. Attack"):
         [commands] = blocks(section(title), "bash")
         done = run(["bash", "-euo", "pipefail", "-c", commands], here)
         assert done.returncode == 0, done.stderr
     assert (here / "grid.png").is_file()
+    assert (here / "audit/index.html").is_file()
     models = sorted(path.parent.name for path in here.glob("*/model.safetensors"))
     assert len(models) == section("**2. Train").count("--out")
 

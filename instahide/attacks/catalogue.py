@@ -58,7 +58,7 @@ CATALOGUE: tuple[CatalogueEntry, ...] = (
         "membership",
         "Is this known image inside one of the encodings?",
         "encodings, a candidate image, images of the same kind; labels if published",
-        "ours: a likelihood ratio on e²",
+        "ours: a likelihood ratio on e², and a joint search with the known pool",
         "membership",
     ),
     CatalogueEntry(
@@ -72,7 +72,7 @@ CATALOGUE: tuple[CatalogueEntry, ...] = (
         "update-inversion",
         "Which inputs does one model update give back?",
         "the weights before, and a gradient or update, as a coordinator sees them",
-        "DLG (2019), iDLG (2020), Geiping et al. (2020), first dense layer (folklore)",
+        "DLG (2019), iDLG (2020), Geiping et al. (2020); Phong et al. (2018), Dimitrov et al. (2024)",
         "update",
     ),
     CatalogueEntry(

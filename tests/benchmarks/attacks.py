@@ -155,13 +155,13 @@ def _network(options: argparse.Namespace, images: ImageSet, config: EncoderConfi
 
 
 def published_table(options: argparse.Namespace, images: ImageSet) -> None:
-    """The objective published in 2020, given the true pairing, beside our decoder on the same replicas."""
-    from instahide.attacks.published_2020.objective import published_objective
+    """Decoding as published in 2020 (objective and colours), given the true pairing, beside ours."""
+    from instahide.attacks.published_2020.pipeline import published_decode
 
     config = EncoderConfig(num_mixed=options.num_mixed, num_private=2, mode="compat")
     network = _network(options, images, config)
     for releases in options.releases:
-        theirs, ours = Line(f"published objective, T={releases}"), Line(f"our decoder, T={releases}")
+        theirs, ours = Line(f"published decoding, T={releases}"), Line(f"our decoder, T={releases}")
         for instance in instances(
             images,
             config,
@@ -172,8 +172,8 @@ def published_table(options: argparse.Namespace, images: ImageSet) -> None:
         ):
             truth = instance.replica.truth
             wall, cpu = time.perf_counter(), time.process_time()
-            found = published_objective(
-                instance.replica.encoded.images,
+            found = published_decode(
+                instance.replica.view(instance.similar, show_pool=False),
                 truth.private_rows,
                 truth.private_coefficients,
                 num_images=len(truth.images),
