@@ -2,9 +2,9 @@
 
 Axes: N encodings, n private images.
 
-A fit always finds n images, in noise too. What it finds in noise says nothing about *other* encodings.
-So a tenth of the encodings is put aside, images are estimated from the rest, and each of those put aside
-is asked how much better two of the images explain it than public images alone::
+A fit always finds n images, in noise too. What it finds in noise says nothing about *other* encodings. So
+a tenth of the encodings (60 at least) is put aside, images are estimated from the rest, and each of those
+put aside is asked how much better two of the images explain it than public images alone::
 
     gain(y) = log [ mean over pairs, signs, coefficients of p(y | λ·u_i + λ'·u_j) / p(y | public only) ]   (1)
 
@@ -36,6 +36,7 @@ from .pairing_slots import label_slots, pair_coefficients, single_coefficients
 from .pairing_unlabelled import likely_pairs
 
 HELD_OUT = 0.1
+MIN_HELD_OUT = 60  # but not more than a quarter
 SIGMAS = 5.0
 MIN_SMOOTHNESS = 0.5  # of that of public mixtures
 PUBLIC_MATCH = 0.7
@@ -104,7 +105,7 @@ def held_out_gain(
 def _split(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows put aside and the rest."""
     order = torch.from_numpy(np.random.default_rng(seed).permutation(count))
-    size = max(1, int(HELD_OUT * count))
+    size = max(1, int(HELD_OUT * count), min(MIN_HELD_OUT, count // 4))
     return order[:size], order[size:]
 
 

@@ -90,8 +90,8 @@ def test_uses_are_nearly_equal() -> None:
 
 
 def test_images_explain_encodings_put_aside() -> None:
-    made, features = release(releases=60)
-    gain = held_out_gain(features, made.encoded.labels, CONFIG, "cross", n)
+    made, features = release("mixup", releases=40)
+    gain = held_out_gain(features, made.encoded.labels, made.encoded.config, "cross", n)
     assert gain.exceeds(None)
 
 

@@ -17,7 +17,7 @@ from instahide.errors import InvalidInputError
 
 from .recovery_examples import blotches
 
-n, T = 8, 15
+n, T = 8, 40
 PRIVATE, PUBLIC, SIMILAR = blotches(n, seed=1), blotches(400, seed=2), blotches(600, seed=3)
 # Without a sign mask nothing has to be trained; the other steps are the same.
 MIXUP = EncoderConfig(num_mixed=4, num_private=2, mode="mixup")
