@@ -66,9 +66,8 @@ def test_most_of_the_weight_is_paired_with_the_right_image(mode: str, labels: bo
     pairing = find_pairing(
         features, made.encoded.labels if labels else None, made.encoded.config, "cross", n, restarts=1
     )
-    # Guessing within the class names a slot's image with chance below 1/2 with labels (4 images a class,
-    # two guesses), without labels 2/12.
-    assert share_right(pairing, made) > (0.7 if labels else 0.6)
+    # Guesses within the class name about 1 in 4 of the weight with labels (4 images a class), 1 in 6 without.
+    assert share_right(pairing, made) > (0.55 if labels else 0.5)
     assert pairing.private_rows.shape == pairing.coefficients.shape == (n * T, 2)
     assert (pairing.private_rows[:, 0] != pairing.private_rows[:, 1]).all()
 
