@@ -59,7 +59,7 @@ def share_right(pairing: Pairing, made: Replica) -> float:
     return float((named * weight).sum() / weight.sum())
 
 
-@pytest.mark.parametrize("mode", ["compat", "hardened", "mixup"])
+@pytest.mark.parametrize("mode", ["compat", pytest.param("hardened", marks=pytest.mark.slow), "mixup"])
 @pytest.mark.parametrize("labels", [True, False])
 def test_most_of_the_weight_is_paired_with_the_right_image(mode: str, labels: bool) -> None:
     made, features = release(mode)
