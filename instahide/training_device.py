@@ -52,6 +52,17 @@ def threads_for(model: nn.Module) -> int:
 
 
 @contextmanager
+def at_most_threads(limit: int) -> Iterator[None]:
+    """No more than ``limit`` CPU threads inside; small operations on more spend their time waiting."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(min(threads, limit))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
 def run_settings(model: nn.Module, config: TrainingConfig, device: torch.device) -> Iterator[None]:
     """Threads and determinism as ``config`` wants them, and as they were before on leaving."""
     threads = torch.get_num_threads()

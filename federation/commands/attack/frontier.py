@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,6 +31,10 @@ def frontier(
     ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Passes of each training run.")] = 20,
     max_images: Annotated[int, typer.Option(min=150, help="Images to use, chosen at random.")] = 2500,
+    processes: Annotated[
+        int | None,
+        typer.Option(min=1, help="Rows measured side by side.", show_default="the cores, at most 8"),
+    ] = None,
     seed: Seed = 0,
     format: Format = OutputFormat.text,
 ) -> None:
@@ -67,7 +72,13 @@ def frontier(
     try:
         with progress_bar("measuring") as progress:
             rows = run_frontier(
-                parts, chosen, config, out / "frontier.json", fingerprint=fingerprint, progress=progress
+                parts,
+                chosen,
+                config,
+                out / "frontier.json",
+                fingerprint=fingerprint,
+                processes=processes or min(os.cpu_count() or 1, 8),
+                progress=progress,
             )
     except KeyboardInterrupt as error:
         raise StoppedError(

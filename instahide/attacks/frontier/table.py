@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ from typing import Any
 from ...atomic import atomic_write_text
 from ...errors import IntegrityError, InvalidInputError
 from ...training_config import TrainingConfig
+from ...training_device import at_most_threads
 from .data import FrontierData
 from .defences import Defence
 from .leaks import Leak, Question, exposure, membership_of_encodings
@@ -65,12 +69,14 @@ def run_frontier(
     file: Path,
     *,
     fingerprint: dict[str, Any],
+    processes: int = 1,
     progress: Progress | None = None,
 ) -> list[FrontierRow]:
     """Measure every defence; rows already in ``file`` are kept, and every new one is added to it at once.
 
     Args:
         fingerprint: what the rows depend on (data, split, training); a file made otherwise is refused.
+        processes: rows measured side by side, each on one thread.
         progress: called as ``progress(done, total, text)``.
 
     Raises:
@@ -78,18 +84,45 @@ def run_frontier(
         IntegrityError: ``file`` is not readable.
     """
     rows = {row.name: row for row in _read(file, fingerprint)}
-    for index, defence in enumerate(defences):
-        if progress is not None:
-            progress(index, len(defences), defence.name)
-        if defence.name in rows:
-            continue
-        rows[defence.name] = measure(defence, data, config)
+    missing = [defence for defence in defences if defence.name not in rows]
+    for row in _measured(missing, data, config, processes):
+        rows[row.name] = row
         _write(file, fingerprint, [rows[item.name] for item in defences if item.name in rows])
+        if progress is not None:
+            progress(len(rows), len(defences), row.name)
     return [rows[defence.name] for defence in defences]
 
 
+def _measured(
+    defences: Sequence[Defence], data: FrontierData, config: TrainingConfig, processes: int
+) -> Iterator[FrontierRow]:
+    """Rows as they are finished; Ctrl-C ends the workers too."""
+    if processes == 1 or len(defences) < 2:
+        yield from (measure(defence, data, config) for defence in defences)
+        return
+    context = multiprocessing.get_context("spawn")  # a forked torch may hang in its threads
+    pool = ProcessPoolExecutor(min(processes, len(defences)), context, initializer=_ignore_interrupts)
+    try:
+        waiting = [pool.submit(measure, defence, data, config) for defence in defences]
+        yield from (done.result() for done in as_completed(waiting))
+    finally:
+        workers = list((pool._processes or {}).values())
+        pool.shutdown(wait=False, cancel_futures=True)
+        for worker in workers:
+            worker.terminate()
+
+
+def _ignore_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
+
+
 def measure(defence: Defence, data: FrontierData, config: TrainingConfig) -> FrontierRow:
-    """Train under one defence and ask every question."""
+    """Train under one defence and ask every question, on one thread."""
+    with at_most_threads(1):
+        return _measure(defence, data, config)
+
+
+def _measure(defence: Defence, data: FrontierData, config: TrainingConfig) -> FrontierRow:
     trained = train_under(defence, data, config)
     started = time.process_time()
     leaks = {name: question(defence, trained, data) for name, question in QUESTIONS.items()}
