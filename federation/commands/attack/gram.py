@@ -19,8 +19,12 @@ from .shared import (
     Out,
     Public,
     Seed,
+    Settings,
     finish,
     law_of_release,
+    needed,
+    number_of_images,
+    released,
 )
 
 if TYPE_CHECKING:
@@ -35,6 +39,7 @@ def gram(
         ),
     ] = None,
     public: Public = None,
+    settings: Settings = None,
     num_private_images: Annotated[
         int | None, typer.Option(min=2, help="n, how many private images there are.", metavar="N")
     ] = None,
@@ -83,28 +88,29 @@ def gram(
             )
         finish(result, out, format, fail_on_leak)
         return
-    if encoded is None or public is None or num_private_images is None:
+    if settings is None and (encoded is None or public is None or num_private_images is None):
         raise InvalidInputError(
             "--encoded, --public and --num-private-images belong together",
-            hint="give all three, or --gaussian",
+            hint="give all three, or --settings FILE, or --gaussian",
         )
+    n = num_private_images or number_of_images(settings)
     import numpy as np
 
     from instahide.attacks.encodings_file import read_public_images, read_release
     from instahide.attacks.gram.image_attack import gram_image_attack
     from instahide.attacks.view import AttackerView
 
-    with progress_bar("reading"):
-        release = read_release(encoded, at_least=4)
-        pool = read_public_images(public, release.image_shape)
-        known = None if truth is None else _read_truth(truth)
+    with released(encoded, settings, public=public, truth=truth) as files, progress_bar("reading"):
+        release = read_release(needed(files, "encoded"), at_least=4)
+        pool = read_public_images(needed(files, "public"), release.image_shape)
+        known = None if files["truth"] is None else _read_truth(files["truth"])
     law = law_of_release(release.config, num_mixed, num_private)
     scheme = release.scheme or ("inside" if law.num_private == law.num_mixed else "cross")
     view = AttackerView(release.images, None, law, scheme, pool, pool if scheme == "cross" else None)
     with progress_bar("searching encodings") as progress:
         result, recovery = gram_image_attack(
             view,
-            num_private_images,
+            n,
             truth=known,
             with_checks=checks,
             seed=seed,

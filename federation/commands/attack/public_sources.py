@@ -9,7 +9,7 @@ import typer
 
 from ..console import OutputFormat, progress_bar
 from .shared import (
-    Encoded,
+    EncodedOrSettings,
     FailOnLeak,
     Format,
     MaxSeconds,
@@ -17,17 +17,21 @@ from .shared import (
     NumPrivate,
     Out,
     Seed,
+    Settings,
     finish,
     law_of_release,
+    needed,
+    released,
 )
 
 
 def public_sources(
-    encoded: Encoded,
+    encoded: EncodedOrSettings = None,
     public: Annotated[
-        Path,
+        Path | None,
         typer.Option(help="The pool that was mixed in: a folder, or an .npz with x (uint8).", metavar="PATH"),
-    ],
+    ] = None,
+    settings: Settings = None,
     similar: Annotated[
         Path | None,
         typer.Option(
@@ -75,9 +79,10 @@ def public_sources(
     from instahide.attacks.public_sources_attack import public_source_attack
     from instahide.attacks.view import AttackerView
 
-    with progress_bar("reading"):
-        release = read_release(encoded)
-        pool = read_public_images(public, release.image_shape)
+    with released(encoded, settings, public=public, truth=truth) as files, progress_bar("reading"):
+        release = read_release(needed(files, "encoded"))
+        pool = read_public_images(needed(files, "public"), release.image_shape)
+        truth = files["truth"]
         like_private = pool if similar is None else read_public_images(similar, release.image_shape)
         rows = None if truth is None else read_array(truth, ("public_rows",)).astype(np.int64)
     law = law_of_release(release.config, num_mixed, num_private)

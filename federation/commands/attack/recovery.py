@@ -10,7 +10,7 @@ import typer
 
 from ..console import OutputFormat, progress_bar
 from .shared import (
-    Encoded,
+    EncodedOrSettings,
     FailOnLeak,
     Format,
     Labels,
@@ -19,9 +19,16 @@ from .shared import (
     NumPrivate,
     Out,
     Seed,
+    Settings,
     finish,
     law_of_release,
+    needed,
+    number_of_images,
+    released,
 )
+
+MAX_TRIED = 2_000
+"""Encodings up to which the public images are tried as the pool: that is where it decides, and is cheap."""
 
 
 class Tier(StrEnum):
@@ -33,14 +40,21 @@ class Tier(StrEnum):
 
 
 def recovery(
-    encoded: Encoded,
+    encoded: EncodedOrSettings = None,
     public: Annotated[
-        Path,
+        Path | None,
         typer.Option(help="Public images of the same kind: a folder, or an .npz with x.", metavar="PATH"),
-    ],
+    ] = None,
     num_private_images: Annotated[
-        int, typer.Option(min=2, metavar="N", help="n, different private images in the release.")
-    ],
+        int | None,
+        typer.Option(
+            min=2,
+            metavar="N",
+            help="n, different private images in the release.",
+            show_default="the settings'",
+        ),
+    ] = None,
+    settings: Settings = None,
     tier: Annotated[Tier, typer.Option(help="What the attacker is given.")] = Tier.label_only,
     pairing: Annotated[
         Path | None,
@@ -50,8 +64,15 @@ def recovery(
     ] = None,
     pool: Annotated[
         Path | None,
-        typer.Option(help="The public pool that was mixed in, if it is known.", metavar="PATH"),
+        typer.Option(
+            help="The public pool that was mixed in.",
+            metavar="PATH",
+            show_default="the public images are tried, for up to 2,000 encodings",
+        ),
     ] = None,
+    try_public: Annotated[
+        bool, typer.Option("--try-public/--no-pool", help="Whether the public images are tried as the pool.")
+    ] = True,
     truth: Annotated[
         Path | None,
         typer.Option(help="An .npz with the private images, to score the attack only.", metavar="FILE"),
@@ -81,9 +102,11 @@ def recovery(
     Exit codes: 0 measured · 2 wrong input · 3 leaks, with --fail-on-leak ·
     4 damaged file.
 
-    Example:
+    Examples:
 
         instahide attack run recovery --encoded e.npz --public pool.npz --num-private-images 100 --out r/
+
+        instahide attack run recovery --settings law.toml --tier label-only --out r/
     """
     import numpy as np
 
@@ -93,17 +116,24 @@ def recovery(
     from instahide.attacks.recovery.recovery_result import recovery_result
     from instahide.attacks.view import AttackerView
 
-    with progress_bar("reading"):
-        release = read_release(encoded, labels=labels, at_least=num_private_images)
-        similar = read_public_images(public, release.image_shape)
+    n = num_private_images or number_of_images(settings)
+    with released(encoded, settings, public=public, truth=truth) as files, progress_bar("reading"):
+        release = read_release(needed(files, "encoded"), labels=labels, at_least=n)
+        similar = read_public_images(needed(files, "public"), release.image_shape)
+        truth = files["truth"]
+        if settings is not None and tier is Tier.decode:
+            pairing = truth
         drawn_from = None if pool is None else read_public_images(pool, release.image_shape)
         rows, coefficients = (None, None) if pairing is None else read_pairing(pairing, len(release))
         originals, true_rows = (None, None) if truth is None else read_truth(truth, release.image_shape)
     law = law_of_release(release.config, num_mixed, num_private)
+    crossed = release.scheme != "inside" and law.num_private < law.num_mixed
+    if drawn_from is None and try_public and crossed and len(release) <= MAX_TRIED:
+        drawn_from = similar
     default = "inside" if law.num_private == law.num_mixed else "cross"
     view = RecoveryView(
         AttackerView(release.images, release.labels, law, release.scheme or default, similar, drawn_from),
-        num_private_images,
+        n,
         tier.value,
         rows,
         coefficients,

@@ -113,6 +113,28 @@ def released(
         yield {role: made.get(role) for role in ("encoded", *given)}
 
 
+def needed(files: dict[str, Path | None], role: str) -> Path:
+    """The file of a role that an attack cannot do without."""
+    from instahide.errors import InvalidInputError
+
+    path = files[role]
+    if path is None:
+        raise InvalidInputError(f"--{role} is missing", hint=f"give --{role}, or --settings FILE")
+    return path
+
+
+def number_of_images(settings: Path | None) -> int:
+    """n, as the settings have it."""
+    from instahide.attacks.settings import read_settings
+    from instahide.errors import InvalidInputError
+
+    if settings is None:
+        raise InvalidInputError(
+            "--num-private-images is missing", hint="give n, the number of different private images"
+        )
+    return read_settings(settings).num_private_images
+
+
 def _rehearse_into(settings: Path, folder: Path) -> dict[str, Path]:
     import numpy as np
 
