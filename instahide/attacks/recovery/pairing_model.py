@@ -151,17 +151,19 @@ def assign(features: Features, groups: list[Candidates], vectors: Vectors) -> As
     evidence = torch.zeros(N)
     for block in (block for group in groups for block in group.blocks()):
         states = _states(features, block, vectors, 1.0, True)
-        M2 = states.responsibility.shape[2]
-        pairs = states.responsibility.sum((3, 4))  # (B, M, M')
+        R = states.responsibility.sum(4)  # (B, M, M', G)
+        pairs = R.sum(3)
+        left, right = (R * block.coefficients[:, None, None, :, k] for k in (0, 1))
+        left, right = left.sum(3), right.sum(3)
+        if torch.equal(block.first, block.second):  # (i, j) and (j, i) are the same answer
+            pairs, left, right = pairs + pairs.mT, left + right.mT, right + left.mT
         best = pairs.flatten(1).argmax(1)
-        i, j = best // M2, best % M2
+        i, j = best // pairs.shape[2], best % pairs.shape[2]
         row = torch.arange(len(block.rows))
-        images[block.rows, 0], images[block.rows, 1] = block.first[row, i], block.second[row, j]
-        weights = states.responsibility.sum(4)[row, i, j]  # (B, G)
-        weights = weights / weights.sum(1, keepdim=True).clamp(min=1e-30)
-        coefficients[block.rows] = (weights[:, :, None] * block.coefficients).sum(1)
-        probability[block.rows, 0] = pairs.sum(2)[row, i]
-        probability[block.rows, 1] = pairs.sum(1)[row, j]
+        images[block.rows] = torch.stack([block.first[row, i], block.second[row, j]], 1)
+        expected = torch.stack([left[row, i, j], right[row, i, j]], 1)
+        coefficients[block.rows] = expected / pairs[row, i, j, None].clamp(min=1e-30)
+        probability[block.rows] = torch.stack([pairs.sum(2)[row, i], pairs.sum(1)[row, j]], 1)
         evidence[block.rows] = states.log_evidence
     return Assignment(images, coefficients, probability, evidence)
 
