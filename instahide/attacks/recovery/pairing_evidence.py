@@ -22,7 +22,7 @@ The same gain is measured on a *null*, mixtures of public images of which none o
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -44,23 +44,38 @@ PUBLIC_MATCH = 0.7
 
 @dataclass(frozen=True)
 class Gain:
-    """Mean of (1) over the encodings put aside, and its standard error."""
+    """Mean of (1) over the encodings put aside, its standard error, and the gains one by one."""
 
     mean: float
     standard_error: float
+    gains: torch.Tensor | None = field(default=None, repr=False, compare=False)
 
     def exceeds(self, other: Gain | None) -> bool:
-        """More than zero and than ``other`` by ``SIGMAS`` standard errors."""
-        if self.mean < SIGMAS * self.standard_error:
-            return False
+        """More than zero and than ``other``, in the mean or in ranks, by ``SIGMAS`` standard errors.
+
+        A few encodings gain hundreds of nats and others lose some, so the mean's error is large; against a
+        null, ranks (Mann and Whitney 1947) decide with fewer encodings.
+        """
         if other is None:
-            return True
-        return self.mean - other.mean > SIGMAS * math.hypot(self.standard_error, other.standard_error)
+            return self.mean >= SIGMAS * self.standard_error
+        if self.gains is not None and other.gains is not None:
+            above_zero = float(self.gains.median()) > 0 and self.mean > 0
+            if above_zero and rank_score(self.gains, other.gains) > SIGMAS:
+                return True
+        error = math.hypot(self.standard_error, other.standard_error)
+        return self.mean >= SIGMAS * self.standard_error and self.mean - other.mean > SIGMAS * error
 
     @classmethod
     def of(cls, gains: torch.Tensor) -> Gain:
         spread = float(gains.std()) if len(gains) > 1 else math.inf
-        return cls(float(gains.mean()), spread / math.sqrt(len(gains)))
+        return cls(float(gains.mean()), spread / math.sqrt(len(gains)), gains.detach())
+
+
+def rank_score(first: torch.Tensor, second: torch.Tensor) -> float:
+    """How many standard deviations the Mann-Whitney count of first > second lies above chance; no ties."""
+    m, n = len(first), len(second)
+    wins = float((first[:, None] > second[None, :]).sum())
+    return (wins - m * n / 2) / math.sqrt(m * n * (m + n + 1) / 12)
 
 
 def held_out_gain(
