@@ -145,7 +145,7 @@ def _attack(
     recovery = recover_images(view, network=networks.get(law), checks=False, seed=seed)
     originals = to_unit_range(replica.truth.images.images).numpy()
     score = score_recovery(recovery.images.numpy(), originals)
-    return CurvePoint(value, score, recovery.leaked, time.process_time() - started)
+    return CurvePoint(value, score, bool(recovery.leaked), time.process_time() - started)
 
 
 def _result(

@@ -38,6 +38,7 @@ from .pairing_unlabelled import likely_pairs
 HELD_OUT = 0.1
 MIN_HELD_OUT = 60  # but not more than a quarter
 SIGMAS = 5.0
+RANK_SIGMAS = 4.0  # ranks have no heavy tails: one false alarm in 30,000
 MIN_SMOOTHNESS = 0.5  # of that of public mixtures
 PUBLIC_MATCH = 0.7
 
@@ -51,7 +52,7 @@ class Gain:
     gains: torch.Tensor | None = field(default=None, repr=False, compare=False)
 
     def exceeds(self, other: Gain | None) -> bool:
-        """More than zero and than ``other``, in the mean or in ranks, by ``SIGMAS`` standard errors.
+        """More than zero and than ``other``: in the mean by ``SIGMAS``, or in ranks by ``RANK_SIGMAS``.
 
         A few encodings gain hundreds of nats and others lose some, so the mean's error is large; against a
         null, ranks (Mann and Whitney 1947) decide with fewer encodings.
@@ -60,7 +61,7 @@ class Gain:
             return self.mean >= SIGMAS * self.standard_error
         if self.gains is not None and other.gains is not None:
             above_zero = float(self.gains.median()) > 0 and self.mean > 0
-            if above_zero and rank_score(self.gains, other.gains) > SIGMAS:
+            if above_zero and rank_score(self.gains, other.gains) > RANK_SIGMAS:
                 return True
         error = math.hypot(self.standard_error, other.standard_error)
         return self.mean >= SIGMAS * self.standard_error and self.mean - other.mean > SIGMAS * error

@@ -115,7 +115,7 @@ class Recovery:
     Args:
         images: (n, C, H, W) float32 in [-1, 1], in the attack's own order.
         private_rows, coefficients: (N, k_priv) the pairing, given or found.
-        leaked: decided without the truth.
+        leaked: decided without the truth; ``None``: too few encodings even for planted images to be found.
         gain, null, canaries: nats per encoding put aside (:mod:`.pairing_evidence`); ``None`` where not run.
         evidence: in tier decode, the z-score of :class:`.decode.DecodedImages`.
         smoothness: of the encodings' magnitudes relative to public mixtures.
@@ -128,7 +128,7 @@ class Recovery:
     images: torch.Tensor
     private_rows: NDArray[np.int64]
     coefficients: NDArray[np.floating]
-    leaked: bool
+    leaked: bool | None
     gain: Gain | None
     null: Gain | None
     canaries: Gain | None
@@ -298,6 +298,12 @@ class _Attack:
         expected = smoothness((weights[:, :, None, None, None] * sources).sum(1))
         return smoothness(release.encodings) / max(expected, 1e-6)
 
+    def _leaked(self, found: bool, smooth: float) -> bool | None:
+        if found and smooth > MIN_SMOOTHNESS:
+            return True
+        blind = self.canaries is not None and not self.canaries.exceeds(self.null)
+        return None if blind and smooth > MIN_SMOOTHNESS and self.public_share < 0.5 else False
+
     def recovery(self, cost: Cost) -> Recovery:
         """The end."""
         smooth = self.relative_smoothness()
@@ -312,7 +318,7 @@ class _Attack:
             images=self.decoded.images,
             private_rows=self.rows,
             coefficients=self.coefficients,
-            leaked=bool(found and smooth > MIN_SMOOTHNESS),
+            leaked=self._leaked(bool(found), smooth),
             gain=self.gain,
             null=self.null,
             canaries=self.canaries,

@@ -90,8 +90,11 @@ def verdict(recovery: Recovery) -> str:
         return "nothing recovered: the encodings do not look like mixtures of images such as the public ones"
     if recovery.public_share >= 0.5:
         return "nothing recovered: what is in many encodings are public images"
-    if recovery.canaries is not None and not recovery.canaries.exceeds(recovery.null):
-        return "nothing recovered, and this attack would not have found planted images either"
+    if recovery.leaked is None:
+        return (
+            "undecided: in so few encodings this attack does not find planted images either, so what it "
+            "recovered may be right"
+        )
     return "nothing recovered"
 
 
