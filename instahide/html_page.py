@@ -116,7 +116,7 @@ def line_chart(
     low, high = y_range or (min(ys), max(ys))
     if low == high:
         low, high = low - 0.5, high + 0.5
-    left, right, top, bottom = 56.0, 700.0, 16.0, 280.0
+    left, right, top, bottom = 72.0, 700.0, 16.0, 280.0
     x_span = (max(xs) - min(xs)) or 1.0
     y_span = (high - low) or 1.0
 

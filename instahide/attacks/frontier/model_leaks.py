@@ -77,7 +77,7 @@ def update_inversion(defence: Defence, trained: TrainedDefence, data: FrontierDa
         part = slice(first, first + defence.sites_summed)
         view = _view(defence, data, inputs[part], labels[part], masked)
         with Cost() as cost:
-            inversion = invert(view, InversionSettings(restarts=1, sparse_rounds=50), max_seconds=4.0)
+            inversion = invert(view, InversionSettings(restarts=1, sparse_rounds=50), max_seconds=2.0)
         cost_seconds += cost.cpu_seconds
         found.append(_best(inversion.images, private[part]))
     values = np.array(found)

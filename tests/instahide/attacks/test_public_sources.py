@@ -38,9 +38,10 @@ def test_one_release_gives_away_most_public_images_and_few_are_false(mode: str) 
     made = replica(EncoderConfig(num_mixed=4, num_private=2, mode=mode))
     found = identify_public_sources(made.view(), false_discovery_rate=0.05)
     inside = found.rows[:, :, None] == made.truth.public_rows[:, None, :]
-    # Measured: recall 0.85, precision 0.97 or more. Chance finds 2 of 500.
+    # Measured: recall 0.85, precision 0.90 to 0.99 over instances. Chance finds 2 of 500. At a true precision
+    # of 0.93, 70 named have a standard deviation of 0.031: 0.78 is almost five below.
     assert inside.any(axis=1).mean() > 0.6
-    assert inside.any(axis=2).sum() > 0.9 * (found.rows >= 0).sum()
+    assert inside.any(axis=2).sum() > 0.78 * (found.rows >= 0).sum()
     right = inside.any(axis=1)
     coefficients = (found.coefficients[:, :, None] * inside).sum(axis=1)
     assert np.abs(coefficients - made.truth.coefficients[:, 2:])[right].mean() < 0.04

@@ -90,7 +90,10 @@ def test_encodings_are_asked_about_only_where_they_leave(data: FrontierData) -> 
     assert leak.value > 0.95
 
 
-def test_one_update_gives_a_plain_image_back_and_dp_noise_prevents_it(data: FrontierData) -> None:
+def test_one_update_gives_a_plain_image_back_and_dp_noise_prevents_it(
+    data: FrontierData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_leaks, "NUM_UPDATES", 2)
     plain, private = ROW["plain"], ROW["DP-SGD, noise 1"]
     clear = update_inversion(plain, train_under(plain, data, CONFIG), data)
     noisy = update_inversion(private, train_under(private, data, CONFIG), data)
