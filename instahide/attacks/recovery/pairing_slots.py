@@ -21,7 +21,6 @@ import torch
 from numpy.typing import NDArray
 
 from ...encoder_config import EncoderConfig
-from ...errors import InvalidInputError
 from .simulated_mixtures import simulate_coefficients
 
 NUM_LAW_DRAWS = 20_000
@@ -47,15 +46,8 @@ class Slots:
 def label_slots(labels: torch.Tensor, config: EncoderConfig, scheme: str) -> list[Slots]:
     """Rows with two classes and rows with one, from (N, K) soft labels.
 
-    Raises:
-        InvalidInputError: rows with more than two classes.
+    Labels with noise have weight in every class: the two largest are taken for the truth.
     """
-    if bool(((labels > LABEL_FLOOR).sum(1) > 2).any()):
-        row = int((labels > LABEL_FLOOR).sum(1).argmax())
-        raise InvalidInputError(
-            f"the label of encoding {row} has {int((labels[row] > LABEL_FLOOR).sum())} classes",
-            hint="the pairing handles two private images an encoding; noised labels: use tier no-labels",
-        )
     weights, classes = labels.topk(2, dim=1)
     lonely = weights[:, 1] <= LABEL_FLOOR
     sums = private_sums(config, scheme) if config.renormalizes_labels else torch.ones(1)

@@ -10,6 +10,7 @@ from instahide.attacks.recovery.pairing import Pairing, find_pairing
 from instahide.attacks.recovery.pairing_checks import mixtures_without_repetition
 from instahide.attacks.recovery.pairing_evidence import held_out_gain, share_public, smoothness
 from instahide.attacks.recovery.pairing_features import Features, mixture_features
+from instahide.attacks.recovery.pairing_slots import label_slots
 from instahide.attacks.replica import Replica, make_replica
 from instahide.encoder_config import EncoderConfig
 from instahide.errors import InvalidInputError
@@ -125,15 +126,21 @@ def test_public_images_found_are_recognised() -> None:
 
 
 def test_laws_that_cannot_be_paired_are_refused() -> None:
-    made, features = release()
+    _, features = release()
     with pytest.raises(InvalidInputError, match="two private images"):
         find_pairing(features, None, EncoderConfig(num_mixed=4), "inside", n)
     with pytest.raises(InvalidInputError, match="private images for"):
         find_pairing(features, None, CONFIG, "cross", n * T + 1)
-    three = made.encoded.labels.clone()
-    three[5] = 1 / 3
-    with pytest.raises(InvalidInputError, match="label of encoding 5 has 3 classes"):
-        find_pairing(features, three, CONFIG, "cross", n)
+
+
+def test_of_labels_with_noise_in_every_class_the_two_largest_count() -> None:
+    labels = torch.tensor([[0.3, 0.2, 0.0, 0.0], [0.4, 0.0, 0.0, 0.0]])
+    clean = label_slots(labels, CONFIG, "cross")
+    noised = label_slots(
+        labels + torch.tensor([[0.0, 0.0, 0.05, 0.02], [0.0, 0.1, 0.05, 0.01]]), CONFIG, "cross"
+    )
+    assert noised[0].classes[0].tolist() == clean[0].classes[0].tolist() == [0, 1]
+    assert noised[0].classes[1].tolist() == [0, 1], "the noise makes a second class of what was one"
 
 
 def test_a_seed_gives_the_same_answer_twice() -> None:
