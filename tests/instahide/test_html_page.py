@@ -78,7 +78,7 @@ def test_points_lie_where_their_values_are() -> None:
     chart = line_chart(
         {"one": [(0, 0.0), (1, 0.5), (2, 1.0)]}, x_label="x", y_label="y", caption="c", y_range=(0.0, 1.0)
     )
-    assert 'points="56.0,280.0 378.0,148.0 700.0,16.0"' in chart
+    assert 'points="72.0,280.0 386.0,148.0 700.0,16.0"' in chart
 
 
 def test_a_grid_shows_each_image_at_its_place() -> None:
