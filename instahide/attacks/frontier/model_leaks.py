@@ -41,7 +41,7 @@ from ..update_inversion import (
 from .data import FrontierData
 from .defences import Defence
 from .leaks import Leak
-from .training import NUM_SITES, TrainedDefence
+from .training import TrainedDefence
 
 NUM_SHADOWS = 16
 NUM_UPDATES = 8
@@ -169,6 +169,3 @@ def _joined(first: ImageSet, second: ImageSet) -> ImageSet:
         np.concatenate([first.labels, second.labels]),
         first.class_names,
     )
-
-
-assert NUM_SITES > 1
