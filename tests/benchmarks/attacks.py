@@ -79,14 +79,22 @@ def halves(images: ImageSet) -> tuple[ImageSet, ImageSet]:
 
 
 def instances(
-    images: ImageSet, config: EncoderConfig, *, count: int, num_images: int, releases: int, first_seed: int
+    images: ImageSet,
+    config: EncoderConfig,
+    *,
+    count: int,
+    num_images: int,
+    releases: int,
+    first_seed: int,
+    scheme: str = "cross",
 ) -> Iterable[Instance]:
-    """``count`` replicas from the hospital's half; what is not private there is the pool."""
+    """``count`` replicas from the hospital's half; what is not private there is the pool (scheme cross)."""
     own, similar = halves(images)
     assert own.labels is not None
     for seed in range(first_seed, first_seed + count):
         private = choose_evenly(own.labels, num_images, seed)
-        pool = ImageSet(own.images[np.setdiff1d(np.arange(len(own)), private)])
+        others = np.setdiff1d(np.arange(len(own)), private)
+        pool = ImageSet(own.images[others]) if scheme == "cross" else None
         replica = make_replica(own.subset(private), public=pool, config=config, releases=releases)
         yield Instance(replica, similar)
 
@@ -120,7 +128,8 @@ def attack(
 
 def tier_table(options: argparse.Namespace, images: ImageSet) -> None:
     """One tier: every number of releases, pool unknown and known."""
-    config = EncoderConfig(num_mixed=options.num_mixed, num_private=2, mode=options.mode)
+    num_private = 2 if options.scheme == "cross" else options.num_mixed
+    config = EncoderConfig(num_mixed=options.num_mixed, num_private=num_private, mode=options.mode)
     network = _network(options, images, config)
     for releases in options.releases:
         lines = {known: Line(f"k={options.num_mixed} T={releases:<3d} pool {'known' if known else 'unknown'}")
@@ -132,6 +141,7 @@ def tier_table(options: argparse.Namespace, images: ImageSet) -> None:
             num_images=options.num_images,
             releases=releases,
             first_seed=options.first_seed,
+            scheme=options.scheme,
         )
         for instance in made:
             for known, line in lines.items():
@@ -144,7 +154,7 @@ def _network(options: argparse.Namespace, images: ImageSet, config: EncoderConfi
     """Trained on the attacker's half."""
     wall, cpu = time.perf_counter(), time.process_time()
     network = train_sign_network(
-        halves(images)[1], config, scheme="cross", cpu_seconds=options.training_seconds
+        halves(images)[1], config, scheme=options.scheme, cpu_seconds=options.training_seconds
     )
     print(
         f"sign network for this law, trained once: wall {time.perf_counter() - wall:.1f} s, "
@@ -215,8 +225,11 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="an .npz with x_train and y_train")
     parser.add_argument("--instances", type=int, default=5)
     parser.add_argument("--num-images", type=int, default=100, help="n")
-    parser.add_argument("--num-mixed", type=int, default=6, help="k, two of them private")
+    parser.add_argument("--num-mixed", type=int, default=6, help="k; in scheme cross two of them private")
     parser.add_argument("--mode", default="compat")
+    parser.add_argument(
+        "--scheme", choices=("cross", "inside"), default="cross", help="inside: all k images are private"
+    )
     parser.add_argument("--releases", type=int, nargs="+", default=[50, 20, 10, 5, 2, 1], help="T")
     parser.add_argument("--pool", choices=("unknown", "known"), nargs="+", default=["unknown", "known"])
     parser.add_argument(
@@ -226,7 +239,7 @@ def main() -> None:
         "--first-seed", type=int, default=100, help="which images are private; others are fresh"
     )
     options = parser.parse_args()
-    options.pool = [word == "known" for word in options.pool]
+    options.pool = [word == "known" for word in options.pool if options.scheme == "cross" or word != "known"]
     print(f"{torch.get_num_threads()} threads; n={options.num_images}")
     if options.what == "digits":
         for line in digits_table().values():

@@ -45,7 +45,7 @@ __all__ = ["DecodeView", "DecodedImages", "decode_images"]
 
 MAX_ROUNDS = 8
 MAX_ROUNDS_WITH_POOL = 16
-CONVERGED = 3e-3
+CONVERGED = 6e-3
 """Relative mean square change of the images below which another round is not worth its time."""
 FIRST_ROWS = 1000
 FIRST_RELEASES = 10
