@@ -27,6 +27,8 @@ from instahide.errors import InvalidInputError
 type_name = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 STRATEGIES = ("fedavg", "fedprox", "fedadam", "median", "trimmed-mean")
+PRIVACY_UNITS = ("none", "example", "client")
+PER_EXAMPLE_MODELS = ("small-cnn", "mlp", "resnet32")  # each image's own gradient can be taken
 RUN_NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 LARGEST_SEED = 2**63 - 1
 
@@ -110,6 +112,25 @@ class TrainingSettings:
     num_private: int = setting(
         2, int, "private images among them, the own one included", minimum=1, maximum=16
     )
+    differential_privacy: str = setting(
+        "none",
+        str,
+        "what differential privacy protects: an image (noise at the sites) or a whole site",
+        choices=PRIVACY_UNITS,
+    )
+    noise_multiplier: float = setting(
+        1.0, float, "standard deviation of the noise over the clipping norm", minimum=0.01, maximum=1000.0
+    )
+    max_grad_norm: float = setting(
+        1.0, float, "longest gradient of one image (example-level privacy)", minimum=1e-6, maximum=1e6
+    )
+    target_delta: float = setting(
+        1e-5,
+        float,
+        "delta at which epsilon is stated, well below one over the units",
+        minimum=1e-15,
+        below=1.0,
+    )
     evaluate: bool = setting(True, bool, "measure every global model on the sites' test images")
     num_views: int = setting(
         10, int, "encodings averaged by the several-views inference", minimum=1, maximum=100
@@ -135,6 +156,25 @@ class TrainingSettings:
             )
         if len(set(self.class_names)) != len(self.class_names):
             raise InvalidInputError("class-names holds a name twice", hint="every class needs its own name")
+        if self.differential_privacy == "example":
+            self._check_example_privacy()
+
+    def _check_example_privacy(self) -> None:
+        if self.encoding != "none":
+            raise InvalidInputError(
+                "differential-privacy example with encoding instahide: one image is in several encodings, "
+                "so clipping one encoding's gradient does not bound what one image does",
+                hint="set encoding to none: the noise of DP-SGD protects the images, and by a proof",
+            )
+        if self.model not in PER_EXAMPLE_MODELS:
+            raise InvalidInputError(
+                f"differential-privacy example cannot train {self.model}: no gradient of a single image",
+                hint=f"choose a model with GroupNorm and no in-place layers: {', '.join(PER_EXAMPLE_MODELS)}",
+            )
+        if self.proximal_mu:
+            raise InvalidInputError(
+                "differential-privacy example has no FedProx term", hint="set proximal-mu to 0"
+            )
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any], **beside: Any) -> Self:
@@ -247,10 +287,24 @@ class RunConfig(TrainingSettings):
                 f"strategy trimmed-mean with minimum-sites {self.minimum_sites} has nothing to trim",
                 hint="set minimum-sites to 3 or more",
             )
+        if self.differential_privacy == "client":
+            self._check_client_privacy()
         if self.run_directory and not Path(self.run_directory).is_absolute():
             raise InvalidInputError(
                 f"run-directory {self.run_directory!r} is not absolute",
                 hint="give the full path: the coordinator's processes have other working folders",
+            )
+
+    def _check_client_privacy(self) -> None:
+        if self.max_update_norm == 0.0 or self.over_norm != "clip":
+            raise InvalidInputError(
+                "differential-privacy client needs every update clipped to a norm",
+                hint="set max-update-norm above 0 and over-norm to clip",
+            )
+        if self.strategy in ("median", "trimmed-mean"):
+            raise InvalidInputError(
+                f"differential-privacy client adds noise to a mean, and strategy {self.strategy} takes none",
+                hint="set strategy to fedavg, fedprox or fedadam",
             )
 
     @classmethod
