@@ -31,6 +31,7 @@ from ..encoder_config import EncoderConfig
 from ..errors import InvalidInputError
 from ..images import ImageSet
 from ..randomness import Randomness
+from .encodings_file import read_array
 from .view import AttackerView
 
 
@@ -61,7 +62,7 @@ class Replica:
     """Encodings of the bench's own images, and what went into them.
 
     Args:
-        encoded: N = n·T rows in random order.
+        encoded: N = n·T rows, in random order unless asked otherwise.
         public: the pool the public sources were drawn from; ``None`` in the inside scheme.
         releases: T.
         truth: for scoring only.
@@ -93,12 +94,14 @@ def make_replica(
     config: EncoderConfig,
     releases: int,
     augment: bool = False,
+    in_data_order: bool = False,
 ) -> Replica:
     """Encode ``private`` ``releases`` times with fresh secrets, and remember what went in.
 
     Args:
         augment: crop and mirror every private image at random before each encoding, as a training run
             may; the truth keeps the images as they were.
+        in_data_order: row i of each of the T epochs is image i, as the encoder made them.
 
     Raises:
         InvalidInputError: fewer than one release, or data the law cannot be applied to.
@@ -112,7 +115,8 @@ def make_replica(
             for images in _as_released(private, releases, augment)
             for batch in Encoder(config, private=images, public=public)._recorded_batches(len(private), 0)
         ]
-    order = Randomness().stream("partners").permutation(releases * len(private))
+    count = releases * len(private)
+    order = np.arange(count) if in_data_order else Randomness().stream("partners").permutation(count)
     first = epochs[0].encoded
     encoded = EncodedDataset(
         torch.cat([epoch.encoded.images for epoch in epochs])[torch.from_numpy(order)],
@@ -166,3 +170,10 @@ def save_arrays(replica: Replica, folder: Path) -> None:
         coefficients=truth.coefficients,
         public_rows=truth.public_rows,
     )
+
+
+def read_truth(path: Path) -> Truth:
+    """The truth of an ``.npz`` with ``images`` and ``private_rows``; scores need neither λ nor the pool."""
+    rows = read_array(path, ("private_rows",)).astype(np.int64)
+    images = ImageSet(read_array(path, ("images",)))
+    return Truth(images, rows, np.empty((len(rows), 0)), np.empty((len(rows), 0), dtype=np.int64))

@@ -103,8 +103,8 @@ def read_settings(path: Path) -> AttackSettings:
     )
 
 
-def rehearse(settings: AttackSettings) -> Rehearsal:
-    """Read the images and encode them.
+def rehearse(settings: AttackSettings, *, in_data_order: bool = False) -> Rehearsal:
+    """Read the images and encode them; rows in random order, or as the encoder made them.
 
     Raises:
         InvalidInputError: no labels, too few images, or a pool of another shape.
@@ -134,6 +134,7 @@ def rehearse(settings: AttackSettings) -> Rehearsal:
         config=settings.encoding,
         releases=settings.releases,
         augment=settings.augment,
+        in_data_order=in_data_order,
     )
     return Rehearsal(replica, images.subset(outside))
 

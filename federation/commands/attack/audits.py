@@ -11,6 +11,7 @@ from instahide.errors import InvalidInputError
 
 from ..console import OutputFormat, Progress, progress_bar
 from .shared import (
+    Encoded,
     FailOnLeak,
     Format,
     Labels,
@@ -20,8 +21,11 @@ from .shared import (
     Out,
     Public,
     Seed,
+    Settings,
     finish,
     law_of_release,
+    needed,
+    released,
 )
 
 if TYPE_CHECKING:
@@ -33,13 +37,8 @@ if TYPE_CHECKING:
 
 
 def audits(
-    encoded: Annotated[
-        Path | None,
-        typer.Option(
-            help="A folder of `instahide encode`, or an .npz with encodings (N,C,H,W) and labels (N,K).",
-            metavar="PATH",
-        ),
-    ] = None,
+    encoded: Encoded = None,
+    settings: Settings = None,
     artefact: Annotated[
         list[Path] | None,
         typer.Option(
@@ -75,7 +74,8 @@ def audits(
     Small seeds, a recoverable mask generator, reused masks and coefficients, full
     precision, telling labels, self-mixing, fixed partners, a half-used public pool;
     with --artefact, generator states, seeds and keys in files (no pickle is loaded).
-    --public is the pool in the encoder's order. A verdict is about the file alone.
+    --public is the pool in the encoder's order. With --settings our own encoder is
+    audited under those settings. A verdict is about the file alone.
 
     Exit codes: 0 audited · 2 wrong input · 3 a weakness, with --fail-on-leak ·
     4 damaged file.
@@ -87,15 +87,18 @@ def audits(
     from instahide.attacks.implementation_audits import audit, audit_artefacts, summary
     from instahide.attacks.implementation_audits.runner import with_check
 
-    if encoded is None and not artefact:
-        raise InvalidInputError("there is nothing to audit", hint="give --encoded, --artefact, or both")
+    if encoded is None and settings is None and not artefact:
+        raise InvalidInputError(
+            "there is nothing to audit", hint="give --encoded or --settings, --artefact, or both"
+        )
     with progress_bar("auditing") as progress:
-        if encoded is None:
+        if encoded is None and settings is None:
             scanned = audit_artefacts(artefact or [], progress=progress)
             results = [with_check(scanned) if checks else scanned]
         else:
             release = _release(
                 encoded,
+                settings,
                 public,
                 labels,
                 num_mixed,
@@ -119,7 +122,8 @@ def audits(
 
 
 def _release(
-    encoded: Path,
+    encoded: Path | None,
+    settings: Path | None,
     public: Path | None,
     labels: Path | None,
     num_mixed: int | None,
@@ -138,16 +142,26 @@ def _release(
     law = law_of_release(None, num_mixed, num_private)
     scheme = "inside" if law.num_private == law.num_mixed else "cross"
     progress(0, None, "reading")
-    release = Release.read(
-        encoded, labels=labels, config=law, scheme=scheme, epochs=epochs or 1, in_data_order=not shuffled
-    )
+    with released(encoded, settings, in_data_order=True, public=public) as files:
+        release = Release.read(
+            needed(files, "encoded"),
+            labels=labels,
+            config=law,
+            scheme=scheme,
+            epochs=epochs or 1,
+            in_data_order=not shuffled,
+        )
+        C, H, W = release.encodings.shape[1:]
+        pool = files["public"]
+        if pool is None or (settings is not None and release.scheme == "inside"):
+            held = None
+        else:
+            held = read_public_images(pool, (C, H, W)).images
     if shuffled or epochs is not None:
         in_order = release.in_data_order and not shuffled
         release = replace(release, in_data_order=in_order, epochs=epochs or release.epochs)
-    values = _pixel_values(pixel_mean, pixel_std, release.encodings.shape[1])
-    C, H, W = release.encodings.shape[1:]
-    pool = None if public is None else read_public_images(public, (C, H, W)).images
-    return replace(release, pixel_values=values, public_pool=pool)
+    values = _pixel_values(pixel_mean, pixel_std, C)
+    return replace(release, pixel_values=values, public_pool=held)
 
 
 def _pixel_values(mean: str | None, std: str | None, channels: int) -> NDArray[np.float64] | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..console import OutputFormat, progress_bar
-from .shared import FailOnLeak, Format, MaxSeconds, Out, Seed, finish
+from .shared import FailOnLeak, Format, MaxSeconds, Out, Seed, Settings, finish
 
 if TYPE_CHECKING:
     from instahide.attacks.dp_audit import AuditFinding, Claim
@@ -35,8 +35,9 @@ def dp_audit(
             metavar="DIR",
         ),
     ] = None,
+    settings: Settings = None,
     target_epsilon: Annotated[
-        float, typer.Option(help="Without --encoded: the law with the least noise that claims this.")
+        float, typer.Option(help="Without these two: the law with the least noise that claims this.")
     ] = 4.0,
     target_delta: Annotated[float, typer.Option(help="Delta of the claim.")] = 1e-5,
     claimed_epsilon: Annotated[
@@ -69,8 +70,10 @@ def dp_audit(
     """Try to contradict a claimed epsilon with planted canaries.
 
     Only mode dp of the encoder and DP-SGD claim an epsilon; the other modes have
-    none and are refused. "Not contradicted" is no proof: the lower bound says how
-    much was seen, and the power check which planted faults were found.
+    none and are refused. With --settings the law, the number of releases and the
+    size of the images are the file's; nothing is encoded but the canaries.
+    "Not contradicted" is no proof: the lower bound says how much was seen, and the
+    power check which planted faults were found.
 
     Exit codes: 0 audited · 2 wrong input · 3 refused, or contradicted with
     --fail-on-leak · 4 damaged file.
@@ -99,7 +102,7 @@ def dp_audit(
             )
         else:
             config, shape, releases = _law(
-                encoded, target_epsilon, target_delta, noise_law, num_mixed, releases, image_size
+                encoded, settings, target_epsilon, target_delta, noise_law, num_mixed, releases, image_size
             )
             result = _audit_encodings(
                 config,
@@ -121,6 +124,7 @@ def dp_audit(
 
 def _law(
     encoded: Path | None,
+    settings: Path | None,
     target_epsilon: float,
     target_delta: float,
     noise_law: str,
@@ -133,7 +137,16 @@ def _law(
 
     from instahide.encoder_config import EncoderConfig
     from instahide.encoding_guarantee import dp_config_for
+    from instahide.errors import InvalidInputError
 
+    if encoded is not None and settings is not None:
+        raise InvalidInputError("--encoded and --settings name two laws", hint="give one of them")
+    if settings is not None:
+        from instahide.attacks.settings import read_settings
+        from instahide.readers import load_images
+
+        wanted = read_settings(settings)
+        return wanted.encoding, load_images(wanted.private).image_shape, wanted.releases
     shape = (1, image_size, image_size)
     if encoded is not None:
         from instahide.manifest import read_manifest

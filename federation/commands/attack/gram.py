@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -11,49 +10,41 @@ from instahide.errors import InvalidInputError
 
 from ..console import OutputFormat, progress_bar
 from .shared import (
+    Checks,
+    Encoded,
     FailOnLeak,
     Format,
     MaxSeconds,
     NumMixed,
     NumPrivate,
+    NumPrivateImages,
     Out,
     Public,
     Seed,
     Settings,
+    Truth,
     finish,
-    law_of_release,
+    law_and_scheme,
     needed,
     number_of_images,
     released,
+    store_arrays,
 )
-
-if TYPE_CHECKING:
-    from instahide.attacks.replica import Truth
 
 
 def gram(
-    encoded: Annotated[
-        Path | None,
-        typer.Option(
-            help="A folder of `instahide encode`, or an .npz with encodings (N,C,H,W).", metavar="PATH"
-        ),
-    ] = None,
+    encoded: Encoded = None,
     public: Public = None,
     settings: Settings = None,
-    num_private_images: Annotated[
-        int | None, typer.Option(min=2, help="n, how many private images there are.", metavar="N")
-    ] = None,
-    truth: Annotated[
-        Path | None,
-        typer.Option(help="An .npz with images and private_rows, to score the attack only.", metavar="FILE"),
-    ] = None,
+    num_private_images: NumPrivateImages = None,
+    truth: Truth = None,
     gaussian: Annotated[
         bool,
         typer.Option("--gaussian", help="The theorem's own model instead: Gaussian features, made here."),
     ] = False,
     features: Annotated[int, typer.Option(min=16, help="d of --gaussian.")] = 3072,
     trials: Annotated[int, typer.Option(min=1, help="Releases per point of the --gaussian curve.")] = 5,
-    checks: Annotated[bool, typer.Option(help="Also attack own canaries and noise.")] = True,
+    checks: Checks = True,
     num_mixed: NumMixed = None,
     num_private: NumPrivate = None,
     seed: Seed = 0,
@@ -94,18 +85,16 @@ def gram(
             hint="give all three, or --settings FILE, or --gaussian",
         )
     n = num_private_images or number_of_images(settings)
-    import numpy as np
-
     from instahide.attacks.encodings_file import read_public_images, read_release
     from instahide.attacks.gram.image_attack import gram_image_attack
+    from instahide.attacks.replica import read_truth
     from instahide.attacks.view import AttackerView
 
     with released(encoded, settings, public=public, truth=truth) as files, progress_bar("reading"):
         release = read_release(needed(files, "encoded"), at_least=4)
         pool = read_public_images(needed(files, "public"), release.image_shape)
-        known = None if files["truth"] is None else _read_truth(files["truth"])
-    law = law_of_release(release.config, num_mixed, num_private)
-    scheme = release.scheme or ("inside" if law.num_private == law.num_mixed else "cross")
+        known = None if files["truth"] is None else read_truth(files["truth"])
+    law, scheme = law_and_scheme(release, num_mixed, num_private)
     view = AttackerView(release.images, None, law, scheme, pool, pool if scheme == "cross" else None)
     with progress_bar("searching encodings") as progress:
         result, recovery = gram_image_attack(
@@ -117,24 +106,8 @@ def gram(
             progress=progress,
             max_seconds=max_seconds,
         )
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        np.savez(
-            out / "recovered.npz",
-            images=recovery.images.numpy(),
-            pairs=recovery.pairs,
-            coefficients=recovery.coefficients,
-        )
+    images = recovery.images.numpy()
+    store_arrays(
+        out, "recovered.npz", images=images, pairs=recovery.pairs, coefficients=recovery.coefficients
+    )
     finish(result, out, format, fail_on_leak)
-
-
-def _read_truth(path: Path) -> Truth:
-    import numpy as np
-
-    from instahide.attacks.encodings_file import read_array
-    from instahide.attacks.replica import Truth
-    from instahide.images import ImageSet
-
-    images = ImageSet(read_array(path, ("images",)))
-    rows = read_array(path, ("private_rows",)).astype(np.int64)
-    return Truth(images, rows, np.empty((len(rows), 0)), np.empty((len(rows), 0), dtype=np.int64))

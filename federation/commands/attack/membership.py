@@ -9,6 +9,7 @@ import typer
 
 from ..console import OutputFormat, progress_bar
 from .shared import (
+    Encoded,
     FailOnLeak,
     Format,
     Labels,
@@ -16,7 +17,9 @@ from .shared import (
     NumMixed,
     NumPrivate,
     Out,
+    Pool,
     Seed,
+    Settings,
     finish,
     law_of_release,
 )
@@ -30,13 +33,7 @@ if TYPE_CHECKING:
 
 
 def membership(
-    encoded: Annotated[
-        Path | None,
-        typer.Option(
-            help="A folder of `instahide encode`, or an .npz with encodings (N,C,H,W) and labels (N,K).",
-            metavar="PATH",
-        ),
-    ] = None,
+    encoded: Encoded = None,
     members: Annotated[
         Path | None, typer.Option(help="Images known to be inside, to measure how well they are told apart.")
     ] = None,
@@ -46,13 +43,8 @@ def membership(
     public: Annotated[
         Path | None, typer.Option(help="Further images of the same kind, for the attacker.")
     ] = None,
-    pool: Annotated[
-        Path | None, typer.Option(help="The public pool that was mixed in, if there was one.")
-    ] = None,
-    settings: Annotated[
-        Path | None,
-        typer.Option(help="Instead of a release: a TOML file that says which images to encode, and how."),
-    ] = None,
+    pool: Pool = None,
+    settings: Settings = None,
     labels: Labels = None,
     num_mixed: NumMixed = None,
     num_private: NumPrivate = None,

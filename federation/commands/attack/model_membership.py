@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..console import OutputFormat, progress_bar
-from .shared import FailOnLeak, Format, MaxSeconds, Out, Seed, finish
+from .shared import FailOnLeak, Format, MaxSeconds, Out, Seed, Settings, finish
 
 if TYPE_CHECKING:
     from instahide.attacks.model_membership import ShadowRun
     from instahide.attacks.view import AttackResult
+    from instahide.encoder_config import EncoderConfig
     from instahide.images import ImageSet
 
 
@@ -21,6 +22,7 @@ def model_membership(
         Path | None,
         typer.Argument(help="Labelled images; each model learns from a random half.", show_default=False),
     ] = None,
+    settings: Settings = None,
     scores: Annotated[
         Path | None,
         typer.Option(
@@ -62,7 +64,8 @@ def model_membership(
 
     With DATA, a target and shadow models are trained here, all alike: on plain
     images, or with --encode on encodings, as an attacker who knows the defence
-    would. With --scores, numbers of your own models are judged.
+    would. With --settings, images, pool and the law of the encodings are the file's.
+    With --scores, numbers of your own models are judged.
 
     Scores: target_logits (M,K) with labels (M), or target_probabilities (M) of the
     right class; shadow_logits (S,M,K) or shadow_probabilities (S,M);
@@ -79,22 +82,30 @@ def model_membership(
     """
     from instahide.attacks.model_membership import model_membership as judge
     from instahide.attacks.model_membership import read_scores_file, train_shadow_models
+    from instahide.attacks.settings import read_settings
     from instahide.encoder_config import EncoderConfig
     from instahide.errors import InvalidInputError
     from instahide.training_config import TrainingConfig
 
-    if (data is None) == (scores is None):
-        raise InvalidInputError("give images to train on, or --scores", hint="one of the two")
+    if [data, scores, settings].count(None) != 2:
+        raise InvalidInputError("give images to train on, --settings or --scores", hint="one of the three")
     if scores is not None:
         finish(judge(*read_scores_file(scores), seed=seed), out, format, fail_on_leak)
         return
+    law: EncoderConfig | None = None
+    if settings is not None:
+        if encode or public is not None:
+            raise InvalidInputError("--settings says how to encode", hint="leave out --encode and --public")
+        wanted = read_settings(settings)
+        data, public, law, encode = wanted.private, wanted.public, wanted.encoding, True
     assert data is not None
     if not encode and (public is not None or fresh or queries == "encoded"):
         raise InvalidInputError("--public, --fresh and encoded queries need --encode", hint="add --encode")
     with progress_bar("reading"):
         images, pool = _read(data, public, max_images, seed)
-    private = num_private if public is not None else num_mixed
-    law = EncoderConfig(num_mixed=num_mixed, num_private=private, mode=mode) if encode else None
+    if encode and law is None:
+        private = num_private if public is not None else num_mixed
+        law = EncoderConfig(num_mixed=num_mixed, num_private=private, mode=mode)
     training = TrainingConfig(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate)
     with progress_bar("training") as progress:
         run = train_shadow_models(

@@ -9,7 +9,8 @@ import typer
 
 from ..console import OutputFormat, progress_bar
 from .shared import (
-    EncodedOrSettings,
+    Checks,
+    Encoded,
     FailOnLeak,
     Format,
     MaxSeconds,
@@ -22,11 +23,12 @@ from .shared import (
     law_of_release,
     needed,
     released,
+    store_arrays,
 )
 
 
 def public_sources(
-    encoded: EncodedOrSettings = None,
+    encoded: Encoded = None,
     public: Annotated[
         Path | None,
         typer.Option(help="The pool that was mixed in: a folder, or an .npz with x (uint8).", metavar="PATH"),
@@ -48,7 +50,7 @@ def public_sources(
     false_discovery_rate: Annotated[
         float, typer.Option(min=0.0001, max=0.5, help="Expected share of false ones among those named.")
     ] = 0.02,
-    checks: Annotated[bool, typer.Option(help="Also attack own canaries and noise.")] = True,
+    checks: Checks = True,
     pool_sizes: Annotated[
         str,
         typer.Option(help="Also measure cost at these pool sizes, e.g. 500,1000,2000.", metavar="P,P,..."),
@@ -99,9 +101,8 @@ def public_sources(
             progress=progress,
             max_seconds=max_seconds,
         )
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        np.savez(out / "sources.npz", rows=found.rows, coefficients=found.coefficients, scores=found.scores)
+    sources = {"rows": found.rows, "coefficients": found.coefficients, "scores": found.scores}
+    store_arrays(out, "sources.npz", **sources)
     finish(result, out, format, fail_on_leak)
 
 

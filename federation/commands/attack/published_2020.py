@@ -17,10 +17,19 @@ from .shared import (
     MaxSeconds,
     NumMixed,
     NumPrivate,
+    NumPrivateImages,
     Out,
+    Pool,
+    Public,
     Seed,
+    Settings,
+    Truth,
     finish,
-    law_of_release,
+    law_and_scheme,
+    needed,
+    number_of_images,
+    released,
+    store_arrays,
 )
 
 
@@ -32,12 +41,12 @@ class Architecture(StrEnum):
 
 
 def published_2020(
-    encoded: Encoded,
-    public: Annotated[Path, typer.Option(help="Images like the private ones: a folder, or x in an .npz.")],
-    num_private_images: Annotated[int, typer.Option(min=2, help="n, how many images were encoded.")],
-    pool: Annotated[
-        Path | None, typer.Option(help="The public pool that was mixed in; default: the public images.")
-    ] = None,
+    encoded: Encoded = None,
+    public: Public = None,
+    num_private_images: NumPrivateImages = None,
+    settings: Settings = None,
+    pool: Pool = None,
+    truth: Truth = None,
     labels: Labels = None,
     num_mixed: NumMixed = None,
     num_private: NumPrivate = None,
@@ -62,7 +71,8 @@ def published_2020(
     """Run the attack published in 2020: pair network, groups, objective.
 
     A baseline to compare with `recovery`. It needs soft labels, the number of
-    private images and some 50 releases of each. OUT/recovered.npz holds the images.
+    private images and some 50 releases of each. Without --pool the public images are
+    taken as the pool. OUT/recovered.npz holds the images.
 
     Exit codes: 0 measured · 2 wrong input · 3 leaks, with --fail-on-leak ·
     4 damaged file.
@@ -71,8 +81,6 @@ def published_2020(
 
         instahide attack run published-2020 --encoded e.npz --public p.npz --num-private-images 100 --out r/
     """
-    import numpy as np
-
     from instahide.attacks.encodings_file import read_public_images, read_release
     from instahide.attacks.published_2020.network_files import load_networks, save_networks
     from instahide.attacks.published_2020.pair_network import PairNetworkSettings
@@ -83,40 +91,41 @@ def published_2020(
         train_networks,
     )
     from instahide.attacks.published_2020.result import published_2020 as attack
+    from instahide.attacks.replica import read_truth
     from instahide.attacks.view import AttackerView
 
-    with progress_bar("reading"):
-        release = read_release(encoded, labels=labels)
-        similar = read_public_images(public, release.image_shape)
+    n = num_private_images or number_of_images(settings)
+    with released(encoded, settings, public=public, truth=truth) as files, progress_bar("reading"):
+        release = read_release(needed(files, "encoded"), labels=labels)
+        similar = read_public_images(needed(files, "public"), release.image_shape)
         drawn_from = None if pool is None else read_public_images(pool, release.image_shape)
-    law = law_of_release(release.config, num_mixed, num_private)
-    scheme = release.scheme or ("inside" if law.num_mixed == law.num_private else "cross")
+        known = None if files["truth"] is None else read_truth(files["truth"])
+    law, scheme = law_and_scheme(release, num_mixed, num_private)
     if scheme == "cross" and drawn_from is None:
         drawn_from = similar
     view = AttackerView(release.images, release.labels, law, scheme, similar, drawn_from)
-    check_attackable(view, num_private_images)
+    check_attackable(view, n)
 
     def chosen(num_prototypes: int) -> PairNetworkSettings:
         return PairNetworkSettings(architecture.value, depth, width, num_prototypes, training_seconds)
 
-    settings = PipelineSettings(chosen(1), chosen(NUM_PROTOTYPES), colour=colour)
+    plan = PipelineSettings(chosen(1), chosen(NUM_PROTOTYPES), colour=colour)
     trained = None
     with progress_bar("published attack") as progress:
         if networks is not None and networks.exists():
             trained = load_networks(networks)
         elif networks is not None:
-            trained = train_networks(view, settings, seed=seed, progress=progress)
-            save_networks(trained, settings, networks, shape=release.image_shape)
+            trained = train_networks(view, plan, seed=seed, progress=progress)
+            save_networks(trained, plan, networks, shape=release.image_shape)
         result, recovery = attack(
             view,
-            num_private_images,
-            settings=settings,
+            n,
+            truth=known,
+            settings=plan,
             networks=trained,
             seed=seed,
             max_seconds=max_seconds,
             progress=progress,
         )
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        np.savez(out / "recovered.npz", images=recovery.images)
+    store_arrays(out, "recovered.npz", images=recovery.images)
     finish(result, out, format, fail_on_leak)

@@ -10,21 +10,26 @@ import typer
 
 from ..console import OutputFormat, progress_bar
 from .shared import (
-    EncodedOrSettings,
+    Checks,
+    Encoded,
     FailOnLeak,
     Format,
     Labels,
     MaxSeconds,
     NumMixed,
     NumPrivate,
+    NumPrivateImages,
     Out,
+    Public,
     Seed,
     Settings,
+    Truth,
     finish,
-    law_of_release,
+    law_and_scheme,
     needed,
     number_of_images,
     released,
+    store_arrays,
 )
 
 MAX_TRIED = 2_000
@@ -40,20 +45,9 @@ class Tier(StrEnum):
 
 
 def recovery(
-    encoded: EncodedOrSettings = None,
-    public: Annotated[
-        Path | None,
-        typer.Option(help="Public images of the same kind: a folder, or an .npz with x.", metavar="PATH"),
-    ] = None,
-    num_private_images: Annotated[
-        int | None,
-        typer.Option(
-            min=2,
-            metavar="N",
-            help="n, different private images in the release.",
-            show_default="the settings'",
-        ),
-    ] = None,
+    encoded: Encoded = None,
+    public: Public = None,
+    num_private_images: NumPrivateImages = None,
     settings: Settings = None,
     tier: Annotated[Tier, typer.Option(help="What the attacker is given.")] = Tier.label_only,
     pairing: Annotated[
@@ -73,10 +67,7 @@ def recovery(
     try_public: Annotated[
         bool, typer.Option("--try-public/--no-pool", help="Whether the public images are tried as the pool.")
     ] = True,
-    truth: Annotated[
-        Path | None,
-        typer.Option(help="An .npz with the private images, to score the attack only.", metavar="FILE"),
-    ] = None,
+    truth: Truth = None,
     labels: Labels = None,
     sign_network: Annotated[
         Path | None,
@@ -85,7 +76,7 @@ def recovery(
     training_seconds: Annotated[
         float, typer.Option(min=1.0, help="Processor time to train the sign network.")
     ] = 90.0,
-    checks: Annotated[bool, typer.Option(help="Also attack own canaries and a null.")] = True,
+    checks: Checks = True,
     num_mixed: NumMixed = None,
     num_private: NumPrivate = None,
     seed: Seed = 0,
@@ -108,8 +99,6 @@ def recovery(
 
         instahide attack run recovery --settings law.toml --tier label-only --out r/
     """
-    import numpy as np
-
     from instahide.attacks.encodings_file import read_public_images, read_release
     from instahide.attacks.recovery.recover import RecoveryView, recover_images
     from instahide.attacks.recovery.recovery_files import network_at, read_pairing, read_truth
@@ -126,13 +115,12 @@ def recovery(
         drawn_from = None if pool is None else read_public_images(pool, release.image_shape)
         rows, coefficients = (None, None) if pairing is None else read_pairing(pairing, len(release))
         originals, true_rows = (None, None) if truth is None else read_truth(truth, release.image_shape)
-    law = law_of_release(release.config, num_mixed, num_private)
-    crossed = release.scheme != "inside" and law.num_private < law.num_mixed
+    law, scheme = law_and_scheme(release, num_mixed, num_private)
+    crossed = scheme == "cross" and law.num_private < law.num_mixed
     if drawn_from is None and try_public and crossed and len(release) <= MAX_TRIED:
         drawn_from = similar
-    default = "inside" if law.num_private == law.num_mixed else "cross"
     view = RecoveryView(
-        AttackerView(release.images, release.labels, law, release.scheme or default, similar, drawn_from),
+        AttackerView(release.images, release.labels, law, scheme, similar, drawn_from),
         n,
         tier.value,
         rows,
@@ -150,12 +138,6 @@ def recovery(
             progress=progress,
         )
     result = recovery_result(view, found, truth=originals, truth_rows=true_rows, seed=seed)
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        np.savez(
-            out / "recovered.npz",
-            images=found.images.numpy(),
-            private_rows=found.private_rows,
-            coefficients=found.coefficients,
-        )
+    pairing_found = {"private_rows": found.private_rows, "coefficients": found.coefficients}
+    store_arrays(out, "recovered.npz", images=found.images.numpy(), **pairing_found)
     finish(result, out, format, fail_on_leak)

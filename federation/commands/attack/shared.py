@@ -20,20 +20,14 @@ from instahide.errors import RefusedError
 from ..console import OutputFormat, print_json
 
 if TYPE_CHECKING:
+    from instahide.attacks.encodings_file import Release
     from instahide.attacks.view import AttackResult
     from instahide.encoder_config import EncoderConfig
 
-Encoded = Annotated[
-    Path,
-    typer.Option(
-        help="A folder of `instahide encode`, or an .npz with encodings (N,C,H,W) and labels (N,K).",
-        metavar="PATH",
-    ),
-]
 Labels = Annotated[
     Path | None, typer.Option(help="Soft labels (N,K) in an .npy of their own.", metavar="FILE")
 ]
-EncodedOrSettings = Annotated[
+Encoded = Annotated[
     Path | None,
     typer.Option(
         help="A folder of `instahide encode`, or an .npz with encodings (N,C,H,W) and labels (N,K).",
@@ -50,6 +44,25 @@ Public = Annotated[
     Path | None,
     typer.Option(help="Public images of the same kind: a folder, or an .npz with x (uint8).", metavar="PATH"),
 ]
+Pool = Annotated[
+    Path | None,
+    typer.Option(
+        help="The public pool that was mixed in, if there was one.", metavar="PATH", show_default=False
+    ),
+]
+Truth = Annotated[
+    Path | None,
+    typer.Option(
+        help="An .npz with the private images (and private_rows), to score the attack only.", metavar="FILE"
+    ),
+]
+NumPrivateImages = Annotated[
+    int | None,
+    typer.Option(
+        min=2, metavar="N", help="n, different private images in the release.", show_default="the settings'"
+    ),
+]
+Checks = Annotated[bool, typer.Option(help="Also attack own canaries and a null.")]
 Out = Annotated[Path | None, typer.Option(help="Folder for result.json and pictures.", metavar="DIR")]
 Seed = Annotated[int, typer.Option(min=0, help="Of the attacker's own random choices.")]
 MaxSeconds = Annotated[
@@ -86,14 +99,23 @@ def law_of_release(
     )
 
 
+def law_and_scheme(
+    release: Release, num_mixed: int | None, num_private: int | None
+) -> tuple[EncoderConfig, str]:
+    """The law to assume of a release, and its scheme; one that says neither has the published law."""
+    law = law_of_release(release.config, num_mixed, num_private)
+    return law, release.scheme or ("inside" if law.num_private == law.num_mixed else "cross")
+
+
 @contextmanager
 def released(
-    encoded: Path | None, settings: Path | None, **given: Path | None
+    encoded: Path | None, settings: Path | None, *, in_data_order: bool = False, **given: Path | None
 ) -> Iterator[dict[str, Path | None]]:
     """The files to attack, as ``{"encoded": ..., "public": ..., "truth": ...}``.
 
     With ``--settings`` they are made in a folder that is gone when the block ends: ``public`` is the pool, or
-    in the inside scheme the images that were not encoded, and ``truth`` is for scoring only.
+    in the inside scheme the images that were not encoded, and ``truth`` is for scoring only. Rows are in
+    random order, or epoch by epoch with ``in_data_order``.
     """
     from instahide.errors import InvalidInputError
 
@@ -109,7 +131,7 @@ def released(
             hint="give one or the other",
         )
     with TemporaryDirectory(prefix="instahide-rehearsal-") as name:
-        made = _rehearse_into(settings, Path(name))
+        made = _rehearse_into(settings, Path(name), in_data_order)
         yield {role: made.get(role) for role in ("encoded", *given)}
 
 
@@ -135,20 +157,35 @@ def number_of_images(settings: Path | None) -> int:
     return read_settings(settings).num_private_images
 
 
-def _rehearse_into(settings: Path, folder: Path) -> dict[str, Path]:
+def _rehearse_into(settings: Path, folder: Path, in_data_order: bool) -> dict[str, Path]:
     import numpy as np
 
     from instahide.attacks.replica import save_arrays
     from instahide.attacks.settings import read_settings, rehearse
     from instahide.storage import save_encoded
 
-    rehearsal = rehearse(read_settings(settings))
-    save_arrays(rehearsal.replica, folder)
-    save_encoded(rehearsal.replica.encoded, folder / "encoded")  # its manifest names the law
+    rehearsal = rehearse(read_settings(settings), in_data_order=in_data_order)
+    replica = rehearsal.replica
+    save_arrays(replica, folder)
+    epochs = replica.releases if in_data_order else 1
+    save_encoded(replica.encoded, folder / "encoded", epochs=epochs)  # its manifest names the law
     public = folder / "public.npz"
     if not public.exists():
         np.savez(public, x=rehearsal.others.images)
     return {"encoded": folder / "encoded", "public": public, "truth": folder / "truth.npz"}
+
+
+def store_arrays(out: Path | None, name: str, **arrays: Any) -> None:
+    """``OUT/name``, an .npz of arrays; nothing without ``--out``."""
+    if out is None:
+        return
+    import numpy as np
+
+    from instahide.atomic import atomic_path
+
+    out.mkdir(parents=True, exist_ok=True)
+    with atomic_path(out / name) as temporary, temporary.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
 
 
 def finish(

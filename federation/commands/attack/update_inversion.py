@@ -11,10 +11,12 @@ import typer
 from instahide.errors import InvalidInputError
 
 from ..console import OutputFormat, progress_bar
-from .shared import FailOnLeak, Format, MaxSeconds, Out, Public, Seed, finish
+from .shared import FailOnLeak, Format, MaxSeconds, Out, Public, Seed, Settings, finish, store_arrays
 
 if TYPE_CHECKING:
-    from instahide.attacks.update_inversion import Inversion, UpdateView
+    import torch
+
+    from instahide.attacks.update_inversion import UpdateView
 
 
 class Method(StrEnum):
@@ -45,8 +47,13 @@ def update_inversion(
     server_round: Annotated[
         int | None, typer.Option("--round", min=1, help="Round to look at.", show_default="the last")
     ] = None,
+    settings: Settings = None,
+    num_images: Annotated[
+        int, typer.Option(min=1, help="With --settings: encodings behind the gradient.", metavar="N")
+    ] = 4,
     model: Annotated[
-        str | None, typer.Option(help="Network, if the file does not name it.", metavar="NAME")
+        str | None,
+        typer.Option(help="Network, if the file does not name it; with --settings: mlp.", metavar="NAME"),
     ] = None,
     public: Public = None,
     truth: Annotated[
@@ -77,7 +84,8 @@ def update_inversion(
     FILE holds before/NAME (the weights sent to the site), one of gradient/NAME,
     update/NAME or after/NAME, and settings as JSON text: {"model": {"name": "mlp",
     "image_shape": [1, 28, 28], "num_classes": 10}, "training": {"num_images": 4}}.
-    With --checkpoints the update is the difference of two round checkpoints.
+    With --checkpoints the update is the difference of two round checkpoints; with
+    --settings it is one gradient, made here, of a new network on new encodings.
     DIR/recovered.npz gets images (m,C,H,W) in [-1,1], labels (m,K) and verified (m).
 
     Exit codes: 0 measured · 2 wrong input · 3 leaks, with --fail-on-leak ·
@@ -89,19 +97,26 @@ def update_inversion(
     """
     from instahide.attacks.update_inversion import InversionSettings, attack_update, read_truth
 
-    if (update is None) == (checkpoints is None):
+    if [update, checkpoints, settings].count(None) != 2:
         raise InvalidInputError(
-            "give either --update or --checkpoints", hint="--update FILE, or --checkpoints RUN-DIRECTORY"
+            "give one of --update, --checkpoints and --settings",
+            hint="--update FILE, --checkpoints RUN-DIRECTORY, or --settings FILE",
         )
+    images: torch.Tensor | None = None
+    labels: torch.Tensor | None = None
     with progress_bar("reading"):
-        view = _read(update, checkpoints, server_round, model, public)
-        images, labels = (None, None) if truth is None else read_truth(truth, view.num_classes)
+        if settings is not None:
+            view, images, labels = _of_settings(settings, model or "mlp", num_images)
+        else:
+            view = _read(update, checkpoints, server_round, model, public)
+        if truth is not None:
+            images, labels = read_truth(truth, view.num_classes)
     if images is not None and tuple(images.shape) != (view.num_images, *view.image_shape):
         raise InvalidInputError(
             f"the true images have shape {tuple(images.shape)}",
             hint=f"{view.num_images} images of {view.image_shape} are behind this update",
         )
-    settings = InversionSettings(
+    plan = InversionSettings(
         method=method.value,
         restarts=restarts,
         iterations=iterations,
@@ -113,15 +128,17 @@ def update_inversion(
     with progress_bar("inverting") as progress:
         result, inversion = attack_update(
             view,
-            settings,
+            plan,
             true_images=images,
             true_labels=labels,
             rehearse=rehearse,
             max_seconds=max_seconds,
             progress=progress,
         )
-    if out is not None:
-        _write(out, inversion)
+    found = {"images": inversion.images.numpy(), "verified": inversion.verified.numpy()}
+    if inversion.labels is not None:
+        found["labels"] = inversion.labels.numpy()
+    store_arrays(out, "recovered.npz", **found)
     finish(result, out, format, fail_on_leak, num_recovered=len(inversion.images))
 
 
@@ -147,14 +164,24 @@ def _read(
     return replace(view, public_images=read_public_images(public, view.image_shape))
 
 
-def _write(out: Path, inversion: Inversion) -> None:
-    import numpy as np
+def _of_settings(path: Path, model: str, num_images: int) -> tuple[UpdateView, torch.Tensor, torch.Tensor]:
+    """(view, inputs, labels) of one gradient on the first encodings of a release as the file says."""
+    from instahide.attacks.settings import read_settings, rehearse
+    from instahide.attacks.update_inversion import LocalTraining, build_network, observe
+    from instahide.models import MODEL_NAMES
 
-    from instahide.atomic import atomic_path
-
-    out.mkdir(parents=True, exist_ok=True)
-    arrays = {"images": inversion.images.numpy(), "verified": inversion.verified.numpy()}
-    if inversion.labels is not None:
-        arrays["labels"] = inversion.labels.numpy()
-    with atomic_path(out / "recovered.npz") as temporary, temporary.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
+    made = rehearse(read_settings(path))
+    encoded = made.replica.encoded
+    masked = encoded.config.has_sign_mask
+    network = build_network(
+        model,
+        image_shape=made.others.image_shape,
+        num_classes=len(encoded.class_names),
+        # As a site trains on encodings; the networks of the literature take no |x|.
+        absolute_input=masked and model in MODEL_NAMES,
+    )
+    inputs, labels = encoded.images[:num_images].float(), encoded.labels[:num_images].float()
+    plan = LocalTraining(num_images=len(inputs))
+    similar = made.replica.public or made.others
+    view = observe(network, inputs, labels, plan, sign_masked=masked, public_images=similar)
+    return view, inputs, labels

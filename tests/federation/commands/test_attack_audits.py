@@ -44,6 +44,26 @@ def test_the_default_mode_is_found_sound(
     assert (tmp_path / "r/mask-reuse/result.json").is_file()
 
 
+def test_our_own_encoder_is_audited_under_settings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    private, pool = smooth_pictures(90, seed=1), smooth_pictures(100, seed=2)
+    np.savez(tmp_path / "private.npz", x=private.images, y=private.labels)
+    np.savez(tmp_path / "pool.npz", x=pool.images)
+    data = '[data]\nprivate = "private.npz"\npublic = "pool.npz"\nnum-private-images = 30\nreleases = 2\n'
+    (tmp_path / "law.toml").write_text(data)
+    words = ("--settings", tmp_path / "law.toml", "--seed-bits", 6, "--no-checks", "--format", "json")
+    assert run(*words) == 0
+    audits = {audit["name"]: audit for audit in json.loads(capsys.readouterr().out)["audits"]}
+    assert len(audits) == 9
+    # Two epochs in the data's order are what this audit needs to decide anything.
+    assert audits["fixed pairs"]["settings"]["epochs"] == 2
+    assert audits["fixed pairs"]["settings"]["in_data_order"] is True
+    assert audits["fixed pairs"]["leaked"] is False
+    assert run(*words, "--encoded", tmp_path) == 2
+    assert "--encoded has no meaning" in capsys.readouterr().err
+
+
 def test_a_foreign_file_with_faults_leaks_and_can_fail_a_pipeline(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

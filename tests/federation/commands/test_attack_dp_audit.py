@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from federation import cli
@@ -56,6 +57,20 @@ def test_the_law_of_a_release_is_audited(capsys: pytest.CaptureFixture[str], tmp
     save_encoded(Encoder(config, private=image_set(20)).encode_epoch(), tmp_path / "encoded")
     assert audit("--encoded", tmp_path / "encoded", "--one-run", "--trials", 200, "--format", "json") == 0
     assert said(capsys)["settings"]["law"]["noise_law"] == "laplace"  # type: ignore[index]
+
+
+def test_the_law_of_a_settings_file_is_audited(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    images = image_set(20)
+    np.savez(tmp_path / "x.npz", x=images.images, y=images.labels)
+    law = 'mode = "dp"\nnoise-law = "gaussian"\nnum-mixed = 2\nnoise-scale = 40.0\n'
+    law += "label-noise-scale = 1.0\noutput-range = 99.0\n"
+    (tmp_path / "law.toml").write_text(f'[data]\nprivate = "x.npz"\nreleases = 3\n[encoding]\n{law}')
+    words = ("--settings", tmp_path / "law.toml", "--one-run", "--trials", 200, "--format", "json")
+    assert audit(*words) == 0
+    answer = said(capsys)
+    assert answer["settings"]["law"]["noise_scale"] == 40.0  # type: ignore[index]
+    assert answer["settings"]["releases"] == 3  # type: ignore[index]
+    assert audit("--settings", tmp_path / "law.toml", "--encoded", tmp_path) == 2
 
 
 def test_a_release_without_noise_has_no_epsilon(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -103,16 +103,18 @@ def test_models_are_trained_on_the_images_given(tmp_path: Path, capsys: pytest.C
     # Labels are coin throws, so only a memory of the images can get them right.
     assert plain["metrics"]["accuracy_inside"] > plain["metrics"]["accuracy_outside"] + 0.2
     assert plain["leaked"]
-    encoded = run(
-        capsys, "model-membership", tmp_path / "images.npz", *quick,
-        "--encode", "--num-mixed", 2, "--queries", "encoded",
-    )  # fmt: skip
-    assert encoded["settings"]["scheme"] == "inside"
-    assert any("encoded views" in line for line in encoded["assumptions"])
+    (tmp_path / "law.toml").write_text('[data]\nprivate = "images.npz"\n[encoding]\nnum-mixed = 2\n')
+    by_options = (tmp_path / "images.npz", "--encode", "--num-mixed", 2)
+    for words in (by_options, ("--settings", tmp_path / "law.toml")):
+        encoded = run(capsys, "model-membership", *words, *quick, "--queries", "encoded")
+        assert encoded["settings"]["scheme"] == "inside"
+        assert encoded["settings"]["law"]["num_mixed"] == 2
+        assert any("encoded views" in line for line in encoded["assumptions"])
+    assert "how to encode" in run(capsys, "model-membership", *words, "--encode", code=2)["error"]
 
 
 def test_options_that_do_nothing_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.savez(tmp_path / "images.npz", x=blotches(60, 5), y=np.arange(60) % 2)
     error = run(capsys, "model-membership", tmp_path / "images.npz", "--fresh", code=2)["error"]
     assert "--encode" in error
-    assert "one of the two" in run(capsys, "model-membership", code=2)["error"]
+    assert "one of the three" in run(capsys, "model-membership", code=2)["error"]

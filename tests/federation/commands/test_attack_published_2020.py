@@ -39,6 +39,21 @@ def test_a_user_runs_it_and_keeps_the_networks(tmp_path: Path) -> None:
     assert (tmp_path / "n.safetensors").exists()
 
 
+@pytest.mark.slow
+def test_settings_make_a_release_whose_truth_scores_the_attack(tmp_path: Path) -> None:
+    private = pictures(66, 1)
+    np.savez(tmp_path / "private.npz", x=private.images, y=private.labels)
+    np.savez(tmp_path / "pool.npz", x=pictures(400, 2).images)
+    data = '[data]\nprivate = "private.npz"\npublic = "pool.npz"\nnum-private-images = 16\nreleases = 20\n'
+    (tmp_path / "law.toml").write_text(data + '[encoding]\nmode = "compat"\n')
+    call = ["attack", "run", "published-2020", "--settings", str(tmp_path / "law.toml")]
+    done = CliRunner().invoke(app, [*call, "--training-seconds", "2", "--format", "json"])
+    assert done.exit_code == 0, done.output
+    said = json.loads(done.stdout)
+    assert said["settings"]["num_encodings"] == 320
+    assert 0 <= said["metrics"]["mean_ssim"] <= 1
+
+
 def test_labels_are_asked_for_before_anything_is_trained(tmp_path: Path) -> None:
     np.savez(tmp_path / "e.npz", encodings=np.random.default_rng(0).normal(size=(40, 3, 8, 8)))
     np.savez(tmp_path / "p.npz", x=pictures(60, 1).images[:, :, :8, :8])

@@ -69,6 +69,21 @@ def test_a_leak_may_be_made_a_failure(captured: Path) -> None:
     assert attack("--update", captured / "u.npz", "--no-rehearse", "--fail-on-leak") == 3
 
 
+def test_settings_make_encodings_and_one_gradient_on_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    digits = digit_images(0, 90)
+    np.savez(tmp_path / "digits.npz", x=digits.images, y=digits.labels)
+    data = '[data]\nprivate = "digits.npz"\nnum-private-images = 30\n'
+    (tmp_path / "law.toml").write_text(data)
+    words = ("--settings", tmp_path / "law.toml", "--num-images", 2, "--no-rehearse", "--format", "json")
+    assert attack(*words) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["leaked"] is True
+    assert said["metrics"]["exact_share"] == 1.0
+    assert "absolute value" in said["verdict"]
+
+
 def test_wrong_words_are_refused(captured: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert attack() == 2
     assert attack("--update", captured / "u.npz", "--checkpoints", captured) == 2
