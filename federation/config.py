@@ -26,7 +26,8 @@ from instahide.errors import InvalidInputError
 
 type_name = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
-STRATEGIES = ("fedavg", "fedprox", "fedadam", "median", "trimmed-mean")
+STRATEGIES = ("fedavg", "fedprox", "fedadam", "median", "trimmed-mean", "krum", "multi-krum")
+ONE_BY_ONE = ("median", "trimmed-mean", "krum", "multi-krum")  # rules that must see each update in the clear
 PRIVACY_UNITS = ("none", "example", "client")
 PER_EXAMPLE_MODELS = ("small-cnn", "mlp", "resnet32")  # each image's own gradient can be taken
 RUN_NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
@@ -131,6 +132,12 @@ class TrainingSettings:
         minimum=1e-15,
         below=1.0,
     )
+    minimum_sites: int = setting(
+        2, int, "quorum: fewer valid updates than this and the round has failed", minimum=1, maximum=10_000
+    )
+    secure_aggregation: bool = setting(
+        False, bool, "let the coordinator see the sum of the updates only, not each one"
+    )
     evaluate: bool = setting(True, bool, "measure every global model on the sites' test images")
     num_views: int = setting(
         10, int, "encodings averaged by the several-views inference", minimum=1, maximum=100
@@ -211,9 +218,6 @@ class RunConfig(TrainingSettings):
     road through Flower, whose run configuration knows no lists (they travel as JSON text).
     """
 
-    minimum_sites: int = setting(
-        2, int, "quorum: fewer valid updates than this and the round has failed", minimum=1, maximum=10_000
-    )
     start_deadline: float = setting(
         300.0, float, "seconds to wait for minimum-sites before the run fails", minimum=0.0, maximum=604_800.0
     )
@@ -250,6 +254,12 @@ class RunConfig(TrainingSettings):
     trim_fraction: float = setting(
         0.2, float, "share of the sites trimmed-mean drops at either end, per weight", minimum=0.0, below=0.5
     )
+    num_malicious_nodes: int = setting(
+        1, int, "malicious sites that krum and multi-krum withstand (f)", minimum=0, maximum=10_000
+    )
+    num_nodes_to_select: int = setting(
+        0, int, "updates multi-krum averages; 0: all but num-malicious-nodes", minimum=0, maximum=10_000
+    )
     max_update_norm: float = setting(
         0.0, float, "largest L2 distance of an update from the global model; 0 is no bound", minimum=0.0
     )
@@ -270,6 +280,11 @@ class RunConfig(TrainingSettings):
     )
     resume: bool = setting(False, bool, "continue after the last checkpoint of run-directory")
     run_directory: str = setting("", str, "folder for events, checkpoints and the model (absolute)")
+    audit_folder: str = setting(
+        "",
+        str,
+        "folder with the coordinator's identity key and audit log (absolute); empty keeps none",
+    )
 
     def _check_together(self) -> None:
         super()._check_together()
@@ -289,11 +304,18 @@ class RunConfig(TrainingSettings):
             )
         if self.differential_privacy == "client":
             self._check_client_privacy()
-        if self.run_directory and not Path(self.run_directory).is_absolute():
+        if self.secure_aggregation and self.strategy in ONE_BY_ONE:
             raise InvalidInputError(
-                f"run-directory {self.run_directory!r} is not absolute",
-                hint="give the full path: the coordinator's processes have other working folders",
+                f"secure-aggregation hides single updates, and strategy {self.strategy} must see each one",
+                hint="choose: strategy fedavg, fedprox or fedadam hides the sites' updates from the "
+                f"coordinator; secure-aggregation false lets {self.strategy} bound what a bad site can do",
             )
+        for key, path in (("run-directory", self.run_directory), ("audit-folder", self.audit_folder)):
+            if path and not Path(path).is_absolute():
+                raise InvalidInputError(
+                    f"{key} {path!r} is not absolute",
+                    hint="give the full path: the coordinator's processes have other working folders",
+                )
 
     def _check_client_privacy(self) -> None:
         if self.max_update_norm == 0.0 or self.over_norm != "clip":
@@ -348,6 +370,7 @@ _MAY_CHANGE = (
     "keep-checkpoints",
     "resume",
     "run-directory",
+    "audit-folder",
 )
 
 

@@ -26,12 +26,14 @@ from numpy.typing import NDArray
 
 from instahide.errors import InvalidInputError
 
+from .audit_log import HEAD_PATTERN, SignedHead
 from .config import RunConfig, TrainingSettings, setting, to_kebab
 
 PROTOCOL_VERSION = 1
 TRAIN, EVALUATE = "train", "evaluate"
 KINDS = (TRAIN, EVALUATE)
-REFUSAL_KINDS = ("policy", "budget", "error")
+POLICY, APPROVAL, BUDGET, ERROR = "policy", "approval", "budget", "error"
+REFUSAL_KINDS = (POLICY, APPROVAL, BUDGET, ERROR)  # approval: not now, but once the site has approved
 INFERENCE_MODES = ("plain", "one-view", "ten-views")
 
 Arrays = dict[str, NDArray[np.float32]]
@@ -60,6 +62,9 @@ class RoundRequest(TrainingSettings):
 
     protocol_version: int = setting(MISSING, int, "version of this protocol", minimum=1, maximum=1_000_000)
     server_round: int = setting(MISSING, int, "number of the round, from 1", minimum=1, maximum=100_000)
+    audit_head: str = setting(
+        "", str, "signed head of the coordinator's audit log", pattern=f"({HEAD_PATTERN})?"
+    )
     kind: str = TRAIN
     arrays: Arrays = field(default_factory=dict, compare=False, repr=False)
 
@@ -94,7 +99,7 @@ class RoundRequest(TrainingSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class Refusal:
-    """Why a site did not do what was asked; ``kind`` is "policy", "budget" or "error"."""
+    """Why a site did not do what was asked; ``kind`` is one of ``REFUSAL_KINDS``."""
 
     reason: str
     hint: str = ""
@@ -116,16 +121,22 @@ class Refusal:
 
 @dataclass(frozen=True, kw_only=True)
 class SiteReply:
-    """A site's answer: either metrics (with arrays after training) or a refusal."""
+    """A site's answer: either metrics (with arrays after training) or a refusal.
+
+    ``audit_head`` is the signed head of the site's audit log, which by then holds this answer.
+    """
 
     site_name: str
     metrics: dict[str, int | float] = field(default_factory=dict)
     refusal: Refusal | None = None
+    audit_head: str = ""
     arrays: Arrays = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         _check_text("site name", self.site_name, MAX_NAME)
         check_metrics(self.metrics)
+        if self.audit_head:
+            SignedHead.from_text(self.audit_head)
         if self.refusal is not None and (self.arrays or self.metrics):
             raise InvalidInputError(
                 "a refusal came with metrics or weights", hint="a reply is one or the other"
@@ -146,17 +157,21 @@ class SiteReply:
                 f"unknown record {unknown[0]!r:.100} in a reply", hint="metrics, site or refusal"
             )
         site = records.get("site", {})
-        _check_keys("site", site, required={"name"})
+        _check_keys("site", site, required={"name"}, optional={"audit-head"})
         refusal = None
         if "refusal" in records:
             _check_keys("refusal", records["refusal"], required={"reason"}, optional={"hint", "kind"})
             refusal = Refusal(**records["refusal"])
         metrics = dict(records.get("metrics", {}))
-        return cls(site_name=site["name"], metrics=metrics, refusal=refusal, arrays=arrays or {})
+        head = site.get("audit-head", "")
+        return cls(
+            site_name=site["name"], metrics=metrics, refusal=refusal, audit_head=head, arrays=arrays or {}
+        )
 
     def to_mapping(self) -> dict[str, dict[str, Any]]:
         """The reply's records without its arrays: plain dicts of str, int and float."""
-        records: dict[str, dict[str, Any]] = {"site": {"name": self.site_name}}
+        site = {"name": self.site_name} | ({"audit-head": self.audit_head} if self.audit_head else {})
+        records: dict[str, dict[str, Any]] = {"site": site}
         if self.refusal is None:
             return records | {"metrics": dict(self.metrics)}
         refusal = {"reason": self.refusal.reason, "hint": self.refusal.hint, "kind": self.refusal.kind}

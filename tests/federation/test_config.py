@@ -141,9 +141,7 @@ def test_the_hash_changes_with_what_decides_the_weights_and_with_nothing_else():
 
 def test_what_sites_are_told_holds_no_coordinator_setting():
     told = {to_kebab(item.name) for item in dataclasses.fields(TrainingSettings)}
-    assert told.isdisjoint(
-        {"run-directory", "minimum-sites", "round-deadline", "strategy", "max-update-norm"}
-    )
+    assert told.isdisjoint({"run-directory", "audit-folder", "round-deadline", "strategy", "max-update-norm"})
 
 
 def test_the_flower_app_table_of_the_project_file_holds_known_keys_with_our_defaults():
@@ -151,3 +149,15 @@ def test_the_flower_app_table_of_the_project_file_holds_known_keys_with_our_defa
     table = tomllib.loads(project.read_text())["tool"]["flwr"]["app"]["config"]
     flat = RunConfig().to_run_config()
     assert table.items() <= flat.items()
+
+
+@pytest.mark.parametrize("strategy", ["median", "trimmed-mean"])
+def test_hiding_single_updates_and_judging_them_exclude_each_other_and_the_hint_says_what_to_choose(
+    strategy: str,
+) -> None:
+    with pytest.raises(InvalidInputError, match="hides single updates") as caught:
+        RunConfig(strategy=strategy, secure_aggregation=True, minimum_sites=3)
+    assert "fedavg" in caught.value.hint
+    assert "secure-aggregation false" in caught.value.hint
+    RunConfig(strategy="fedadam", secure_aggregation=True)
+    RunConfig(strategy=strategy, minimum_sites=3)
