@@ -302,6 +302,13 @@ class RunConfig(TrainingSettings):
                 f"strategy trimmed-mean with minimum-sites {self.minimum_sites} has nothing to trim",
                 hint="set minimum-sites to 3 or more",
             )
+        fewest = 2 * self.num_malicious_nodes + 3
+        if self.strategy in ("krum", "multi-krum") and self.minimum_sites < fewest:
+            raise InvalidInputError(
+                f"strategy {self.strategy} withstands {self.num_malicious_nodes} malicious sites among {fewest} "
+                f"or more, but minimum-sites is {self.minimum_sites}",
+                hint=f"set minimum-sites to {fewest} or more, or lower num-malicious-nodes",
+            )
         if self.differential_privacy == "client":
             self._check_client_privacy()
         if self.secure_aggregation and self.strategy in ONE_BY_ONE:

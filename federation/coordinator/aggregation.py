@@ -6,8 +6,9 @@
                    x ← x + ηₜ m / (√v + τ)                        (Reddi et al. 2021)
     median         coordinate-wise median of the xᵢ               (Yin et al. 2018)
     trimmed-mean   coordinate-wise mean without the f largest and f smallest (Yin et al. 2018)
+    krum, multi-krum   the update, or the mean of the updates, with the closest neighbours: :mod:`.krum`
 
-The last two ignore nᵢ: a bound on what one site can do is worth nothing if it can claim weight.
+The last four ignore nᵢ: a bound on what one site can do is worth nothing if it can claim weight.
 
 Same numbers as Flower's strategies (the tests hold them against each other), with two
 differences: sums run in float64 over the sites in a fixed order, so that neither the order of
@@ -27,7 +28,6 @@ from numpy.typing import NDArray
 
 from instahide.errors import FederationError, InvalidInputError
 
-from ..config import RunConfig
 from ..messages import Arrays
 from .validation import Update
 
@@ -37,28 +37,16 @@ COLUMNS_AT_ONCE = 65_536  # weights the robust rules hold side by side: half a m
 
 
 class Aggregator(Protocol):
-    """A rule with whatever it carries from round to round (``state``, saved in checkpoints)."""
+    """A rule with whatever it carries from round to round (``state``, saved in checkpoints).
+
+    ``left_out`` names the sites whose updates the last aggregate did not use.
+    """
 
     state: ServerState
+    left_out: list[str]
 
     def aggregate(self, server_round: int, current: Arrays, updates: Sequence[Update]) -> Arrays:
         """The next global model, float32, all finite. Raises FederationError if it is not."""
-
-
-def build_aggregator(config: RunConfig) -> Aggregator:
-    """The rule that ``strategy`` names, with its settings."""
-    if config.strategy == "fedadam":
-        return FedAdam(
-            learning_rate=config.server_learning_rate,
-            beta_1=config.server_beta_1,
-            beta_2=config.server_beta_2,
-            tau=config.server_tau,
-        )
-    if config.strategy == "median":
-        return Combine(coordinate_median)
-    if config.strategy == "trimmed-mean":
-        return Combine(lambda updates, name: trimmed_mean(updates, name, fraction=config.trim_fraction))
-    return Combine(weighted_mean)
 
 
 @dataclass
@@ -67,6 +55,7 @@ class Combine:
 
     rule: Callable[[Sequence[Update], str], Column]
     state: ServerState = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
 
     def aggregate(self, server_round: int, current: Arrays, updates: Sequence[Update]) -> Arrays:
         """See :class:`Aggregator`."""
@@ -83,6 +72,7 @@ class FedAdam:
     beta_2: float
     tau: float
     state: ServerState = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
 
     def aggregate(self, server_round: int, current: Arrays, updates: Sequence[Update]) -> Arrays:
         """See :class:`Aggregator`."""
@@ -124,7 +114,7 @@ def weighted_mean(updates: Sequence[Update], name: str) -> Column:
 
 def coordinate_median(updates: Sequence[Update], name: str) -> Column:
     """Median over the sites of every weight of one array; the mean of the middle two if even."""
-    return _over_sites(updates, name, lambda stacked: np.median(stacked, axis=0))
+    return over_sites(updates, name, lambda stacked: np.median(stacked, axis=0))
 
 
 def trimmed_mean(updates: Sequence[Update], name: str, *, fraction: float) -> Column:
@@ -139,12 +129,12 @@ def trimmed_mean(updates: Sequence[Update], name: str, *, fraction: float) -> Co
             f"trimmed-mean over {count} sites would drop them all",
             hint="raise minimum-sites or lower trim-fraction",
         )
-    return _over_sites(
+    return over_sites(
         updates, name, lambda stacked: np.mean(np.sort(stacked, axis=0)[cut : count - cut], axis=0)
     )
 
 
-def _over_sites(updates: Sequence[Update], name: str, rule: Callable[[Column], Any]) -> Column:
+def over_sites(updates: Sequence[Update], name: str, rule: Callable[[Column], Any]) -> Column:
     """``rule`` on (sites, weights) blocks of one array: memory for a block, not for all sites."""
     flat = [update.arrays[name].reshape(-1) for update in updates]
     result = np.empty(flat[0].shape)

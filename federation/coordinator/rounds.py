@@ -24,13 +24,13 @@ from instahide.errors import InstaHideError
 
 from ..config import RunConfig
 from ..messages import EVALUATE, Arrays, RoundRequest
-from .aggregation import build_aggregator
 from .checkpoints import Checkpoint
 from .collection import Collector
 from .grid import Clock, RoundGrid, SystemClock
 from .model_card import write_model_card
 from .outputs import MetricsTable, RunDirectory
 from .sites import SiteBook
+from .strategies import build_aggregator
 from .validation import Update, UpdateValidator
 
 
@@ -128,8 +128,11 @@ class _Run:
         self._save()
         facts = {name: row[name] for name in ("num-examples", "train-loss", "seconds") if name in row}
         names = [update.site_name for update in updates]
+        left_out = {"left-out": self._aggregator.left_out} if self._aggregator.left_out else {}
         # The accuracies are of the weights the round began with; the name says so.
-        self._events.emit("round-finished", round=server_round, sites=names, metrics=facts, incoming=incoming)
+        self._events.emit(
+            "round-finished", round=server_round, sites=names, metrics=facts, incoming=incoming, **left_out
+        )
 
     def _save(self) -> None:
         last = self._done == self._config.num_server_rounds

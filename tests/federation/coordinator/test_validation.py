@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from federation.config import RunConfig
-from federation.coordinator.aggregation import build_aggregator
 from federation.coordinator.sites import Site, SiteBook
+from federation.coordinator.strategies import build_aggregator
 from federation.coordinator.validation import (
     RejectedUpdateError,
     UpdateValidator,
