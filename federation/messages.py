@@ -41,7 +41,7 @@ Arrays = dict[str, NDArray[np.float32]]
 # The whole set of numbers that may leave a site. Nothing else passes either end.
 COUNT_METRICS = frozenset({"num-examples", "evaluate-num-examples"})
 FLOAT_METRICS = frozenset(
-    {"train-loss", "train-seconds", "worker-seconds"}
+    {"train-loss", "train-seconds", "worker-seconds", "epsilon-spent"}
     | {f"evaluate-{measure}-{mode}" for measure in ("accuracy", "loss") for mode in INFERENCE_MODES}
 )
 ALLOWED_METRICS = COUNT_METRICS | FLOAT_METRICS

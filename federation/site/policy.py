@@ -18,6 +18,7 @@ from typing import TypeVar
 
 from instahide.atomic import atomic_write_text
 from instahide.errors import InvalidInputError, RefusedError
+from instahide.integer_noise import MOST_EPSILON
 
 from ..config import setting
 from ..messages import ALLOWED_METRICS, EVALUATE, TRAIN, RoundRequest
@@ -79,10 +80,30 @@ class Policy:
     max_runs: int = setting(20, int, "runs of different names this site will ever serve", minimum=0)
     minimum_examples: int = setting(50, int, "fewest training images an update may be computed on", minimum=1)
     allowed_metrics: tuple[str, ...] = setting(
-        tuple(sorted(ALLOWED_METRICS)),
+        tuple(sorted(ALLOWED_METRICS - {"epsilon-spent"})),
         (str,),
         "figures that may leave the site",
         choices=tuple(sorted(ALLOWED_METRICS)),
+    )
+    dp_required: bool = setting(
+        False, bool, "refuse runs without differential privacy for each image (differential-privacy example)"
+    )
+    max_epsilon: float | None = setting(
+        None,
+        float,
+        "most epsilon that all runs together may spend, at max-delta; left out, it has no limit",
+        minimum=1e-3,
+        maximum=MOST_EPSILON,
+    )
+    minimum_noise_multiplier: float = setting(
+        0.0, float, "least noise of a run with differential privacy, in clipping norms", minimum=0.0
+    )
+    max_delta: float = setting(
+        1e-5,
+        float,
+        "largest target-delta of a run, and the delta of max-epsilon; well below one over the images",
+        minimum=1e-15,
+        below=1.0,
     )
     max_threads: int = setting(16, int, "processor threads the worker may use", minimum=1, maximum=1024)
     allowed_bundle_sha256: tuple[str, ...] | None = setting(
@@ -187,6 +208,32 @@ def _encoding(policy: Policy, request: RoundRequest, facts: SiteFacts) -> None:
         )
 
 
+def _differential_privacy(policy: Policy, request: RoundRequest, facts: SiteFacts) -> None:
+    if request.differential_privacy != "example":
+        if policy.dp_required:
+            raise RefusedError(
+                "this site trains with differential privacy for each image only",
+                hint="set differential-privacy to example, and encoding to none",
+            )
+        return
+    if request.noise_multiplier < policy.minimum_noise_multiplier:
+        raise RefusedError(
+            f"noise-multiplier {request.noise_multiplier:g} is below this site's minimum",
+            hint=f"at least {policy.minimum_noise_multiplier:g}",
+        )
+    if request.target_delta > policy.max_delta:
+        raise RefusedError(
+            f"target-delta {request.target_delta:g} is above this site's maximum",
+            hint=f"at most {policy.max_delta:g}",
+        )
+    if request.target_delta * facts.num_examples >= 1:
+        raise RefusedError(
+            f"target-delta {request.target_delta:g} is not below one over this site's images: "
+            "such a guarantee would let one of them be published",
+            hint="a tenth of one over the images, or less",
+        )
+
+
 def _examples(policy: Policy, request: RoundRequest, facts: SiteFacts) -> None:
     if request.kind == TRAIN and facts.num_examples < policy.minimum_examples:
         raise RefusedError(
@@ -221,4 +268,4 @@ def _rounds(policy: Policy, request: RoundRequest, facts: SiteFacts) -> None:
 
 
 Rule = Callable[[Policy, RoundRequest, SiteFacts], None]
-RULES: tuple[Rule, ...] = (_bundle, _encoding, _examples, _runs, _rounds)
+RULES: tuple[Rule, ...] = (_bundle, _encoding, _differential_privacy, _examples, _runs, _rounds)

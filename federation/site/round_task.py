@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from instahide.dp_training import train_with_dp
 from instahide.encoder import Encoder
 from instahide.errors import InstaHideError, InvalidInputError, RefusedError
 from instahide.evaluation import evaluate
@@ -32,6 +33,7 @@ from ..messages import EVALUATE, Arrays, Refusal, RoundRequest, SiteReply
 from .dataset import SiteData
 from .encodings import SiteEncodings, law_of
 from .policy import Policy, load_policy
+from .privacy_budget import SitePrivacy, sample_rate
 from .run_history import RunHistory
 from .weights import check_weights, load_weights, read_weights
 
@@ -58,6 +60,7 @@ class SiteTasks:
         data: the registered images.
         ledger: exposure counts.
         history: rounds served so far.
+        privacy: differential privacy spent so far.
         policy_path: ``policy.toml``, read anew for each request.
         encodings_folder: where current encodings are kept.
         device: as for ``TrainingConfig``.
@@ -71,6 +74,7 @@ class SiteTasks:
         *,
         ledger: ExposureLedger,
         history: RunHistory,
+        privacy: SitePrivacy,
         policy_path: Path,
         encodings_folder: Path,
         device: str = "auto",
@@ -78,6 +82,7 @@ class SiteTasks:
     ) -> None:
         self.site_name = site_name
         self._data, self._history, self._policy_path = data, history, policy_path
+        self._privacy = privacy
         self._encodings = SiteEncodings(data, ledger, encodings_folder)
         self._device, self._threads = device, threads
         self._models: dict[ModelSpec, ImageClassifier] = {}
@@ -125,6 +130,9 @@ class SiteTasks:
         self._data.check_fits(request)
         model = self._model(request)
         check_weights(model, arrays)
+        is_private = kind != EVALUATE and request.differential_privacy == "example"
+        if is_private:
+            self._pay(model, request, policy, num_examples)
         self._history.record(request)
         load_weights(model, arrays)
         threads = min(self._threads, policy.max_threads)
@@ -136,8 +144,11 @@ class SiteTasks:
         _stop_if(should_stop)
         if kind != EVALUATE:
             with _faults_told_at_home("training"):
-                result = self._train(model, request, policy, threads, should_stop)
-            metrics |= {"train-loss": result.history[-1].loss, "train-seconds": result.seconds}
+                if is_private:
+                    metrics |= self._train_privately(model, request, policy, threads, should_stop)
+                else:
+                    result = self._train(model, request, policy, threads, should_stop)
+                    metrics |= {"train-loss": result.history[-1].loss, "train-seconds": result.seconds}
         metrics["worker-seconds"] = time.perf_counter() - started
         _check_finite(metrics)
         weights = {} if kind == EVALUATE else read_weights(model)
@@ -159,8 +170,53 @@ class SiteTasks:
             )
         return self._models[spec].to(resolve_device(self._device))
 
+    def _pay(self, model: ImageClassifier, request: RoundRequest, policy: Policy, num_examples: int) -> None:
+        """Charge a round with differential privacy, on disk, before it is trained."""
+        num_weights = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+        event = self._privacy.event_of(request, num_examples=num_examples, num_weights=num_weights)
+        try:
+            self._privacy.admit(request, event, policy)
+        except RefusedError as error:
+            raise BudgetError(error.message, hint=error.hint) from error
+        self._privacy.charge(event)
+
+    def _train_privately(
+        self,
+        model: ImageClassifier,
+        request: RoundRequest,
+        policy: Policy,
+        threads: int,
+        should_stop: Callable[[], bool],
+    ) -> dict[str, int | float]:
+        """DP-SGD on the images themselves; losses on training images are not private and not told."""
+        result = train_with_dp(
+            model,
+            self._data.training,
+            training_config(request, device=self._device, threads=threads),
+            target_delta=request.target_delta,
+            noise_multiplier=request.noise_multiplier,
+            max_grad_norm=request.max_grad_norm,
+            sample_rate=sample_rate(request, len(self._data.training)),
+            should_stop=should_stop,
+            learning_rates=learning_rates(request, len(self._data.training)),
+        )
+        if result.interrupted:
+            raise CancelledTaskError("the work was abandoned", hint="ask again")
+        metrics: dict[str, int | float] = {"train-seconds": result.seconds}
+        if "epsilon-spent" in policy.allowed_metrics:
+            epsilon = self._privacy.epsilon(request.run_name, request.target_delta)
+            if math.isfinite(epsilon):
+                metrics["epsilon-spent"] = epsilon
+        return metrics
+
     def _evaluate(self, model: ImageClassifier, request: RoundRequest) -> dict[str, int | float]:
-        """The three inference modes on the site's test images."""
+        """The three inference modes on the site's test images; one, where views would show more.
+
+        An encoded view of a test image has training images mixed in, which no ledger of differential
+        privacy would count: a private run is measured with plain queries only.
+        """
+        if request.differential_privacy == "example":
+            return measure(model, self._data.test, None, request.num_views)
         encoder = self._encodings.encoder(law_of(request))
         return measure(model, self._data.test, encoder, request.num_views)
 
@@ -202,9 +258,9 @@ class SiteTasks:
 
 
 def measure(
-    model: ImageClassifier, test: ImageSet, encoder: Encoder, num_views: int
+    model: ImageClassifier, test: ImageSet, encoder: Encoder | None, num_views: int
 ) -> dict[str, int | float]:
-    """Accuracy and loss of the three inference modes under the protocol's names."""
+    """Accuracy and loss of the three inference modes under the protocol's names; plain without encoder."""
     report = evaluate(model, test, encoder=encoder, num_views=num_views)
     metrics: dict[str, int | float] = {"evaluate-num-examples": report.plain.num_images}
     modes = {"plain": report.plain, "one-view": report.encoded_once, "ten-views": report.encoded_average}

@@ -47,10 +47,13 @@ from instahide.training_config import TrainingConfig
 
 from ..frames import BUNDLE_KEY, Frame
 from ..messages import SiteReply
+from ..privacy_ledger import LEDGER_NAME as PRIVACY_LEDGER_NAME
+from ..privacy_ledger import PrivacyLedger
 from .dataset import SiteData, load_site_data, register
 from .listener import Listener
 from .log import path_scrubber, set_up_logging
 from .policy import load_policy
+from .privacy_budget import SitePrivacy
 from .round_task import SiteTasks
 from .run_history import RunHistory
 from .service import Service, ServiceLimits
@@ -88,6 +91,7 @@ def open_site(config: WorkerConfig, *, accept_changed_data: bool = False) -> Sit
         data,
         ledger=ledger,
         history=RunHistory(state),
+        privacy=SitePrivacy(PrivacyLedger(state / PRIVACY_LEDGER_NAME)),
         policy_path=config.path(config.policy),
         encodings_folder=state / ENCODINGS_NAME,
         device=config.device,

@@ -15,6 +15,8 @@ from federation import cli
 from federation.config import RunConfig
 from federation.coordinator.rounds import run as run_rounds
 from federation.messages import RoundRequest, SiteReply
+from federation.privacy_ledger import PrivacyLedger
+from federation.site.privacy_budget import SitePrivacy
 from federation.site.round_task import SiteTasks
 from federation.site.run_history import RunHistory
 from instahide.attacks.update_inversion import (
@@ -109,6 +111,7 @@ class Hospital:
             self.data,
             ledger=ExposureLedger(folder / "ledger.sqlite3"),
             history=RunHistory(folder),
+            privacy=SitePrivacy(PrivacyLedger(folder / "privacy.sqlite3")),
             policy_path=folder / "policy.toml",
             encodings_folder=folder / "encodings",
             device="cpu",
