@@ -14,7 +14,8 @@ nothing here can be seeded, and no generator of torch, numpy or ``random`` is to
         ├─ "signs"         ─ ChaCha20 ─ one bit a pixel and channel
         ├─ "dither"        ─ ChaCha20 ─ one byte a pixel and channel
         ├─ "noise"         ─ ChaCha20 ─ noise of the modes with a guarantee (integer_noise.py)
-        └─ "sampling"      ─ ChaCha20 ─ which images a private training step sees
+        ├─ "sampling"      ─ ChaCha20 ─ which images a private training step sees
+        └─ "aggregation"   ─ ChaCha20 ─ keys, seeds and shares of secure aggregation (federation)
 
 Every use of every epoch has its own key. Inside a stream, each read has its own 96-bit nonce
 (the read's number) and starts at block 0; records inside a read start at their own 64-byte
@@ -42,7 +43,7 @@ BLOCK_BYTES: Final = 64
 """A ChaCha20 block; every record of a batch starts on one."""
 MAX_BLOCKS_PER_READ: Final = 2**32
 MAX_READS: Final = 2**64
-PURPOSES: Final = ("partners", "coefficients", "signs", "dither", "noise", "sampling")
+PURPOSES: Final = ("partners", "coefficients", "signs", "dither", "noise", "sampling", "aggregation")
 _KEY_BYTES: Final = 32
 _ZEROS: Final = bytes(1 << 20)
 
