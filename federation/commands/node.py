@@ -11,6 +11,7 @@ import typer
 from instahide.errors import FederationError
 
 from .console import OutputFormat, print_json
+from .node_privacy import privacy
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -144,6 +145,9 @@ def start(
             worker.stop()
             folder.ready_file.unlink(missing_ok=True)
     typer.echo("stopped")
+
+
+app.command("privacy")(privacy)
 
 
 @app.command("status")

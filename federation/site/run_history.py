@@ -50,6 +50,10 @@ class RunHistory:
             num_examples=num_examples, other_runs=others, bundle_sha256=bundle_sha256, **asdict(counts)
         )
 
+    def rounds_trained(self) -> dict[str, int]:
+        """Run name → rounds trained, of every run this site has answered."""
+        return {name: counts.rounds_served for name, counts in self._runs.items()}
+
     def record(self, request: RoundRequest) -> None:
         """Count ``request``, on disk, before it is worked on."""
         counts = self._runs.setdefault(request.run_name, RunCounts())
