@@ -8,6 +8,8 @@ run, and its reader checks every offset against the bytes that are there before 
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -56,3 +58,13 @@ def _as_float32(name: str, tensor: Mapping[str, Any]) -> NDArray[np.float32]:
             f"array {name[:40]!r} is {tensor['dtype']}, not F32", hint="send floating arrays as float32"
         )
     return np.frombuffer(tensor["data"], dtype="<f4").reshape(tensor["shape"])
+
+
+def arrays_sha256(arrays: Mapping[str, NDArray[Any]]) -> str:
+    """SHA-256 over name, dtype, shape and bytes of each array, by name: the same at either end."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.asarray(arrays[name], order="C")
+        digest.update(json.dumps([name, str(array.dtype), list(array.shape)]).encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

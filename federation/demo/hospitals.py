@@ -135,6 +135,7 @@ def _write_policy(settings: DemoSettings, path: Path) -> None:
         ("encoding-required = true", "encoding-required = false  # the demonstration compares both"),
         ("max-update-exposures = 1", f"max-update-exposures = {settings.max_update_exposures}"),
         ("minimum-examples = 50", "minimum-examples = 20"),
+        ("plan-approval = true", "plan-approval = false"),
     ):
         assert strict in text, strict
         text = text.replace(strict, here)

@@ -44,7 +44,6 @@ class SiteFacts:
     repeats: int = 0
     evaluations_served: int = 0
     other_runs: int = 0
-    bundle_sha256: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,11 +105,23 @@ class Policy:
         below=1.0,
     )
     max_threads: int = setting(16, int, "processor threads the worker may use", minimum=1, maximum=1024)
-    allowed_bundle_sha256: tuple[str, ...] | None = setting(
-        None,
-        (str,),
-        "SHA-256 of the app bundles whose runs are served; left out, any (their code never runs here)",
-        pattern=r"[0-9a-f]{64}",
+    max_seconds: float = setting(
+        21_600.0, float, "seconds one request may take; work that is not done by then stops", minimum=1.0
+    )
+    max_memory_gib: float = setting(
+        32.0,
+        float,
+        "memory of the whole worker in GiB, looked at between steps; above it a request stops",
+        minimum=0.25,
+    )
+    minimum_cohort_size: int = setting(
+        2, int, "fewest sites whose updates a round must join (the run's minimum-sites)", minimum=1
+    )
+    secure_aggregation_required: bool = setting(
+        False, bool, "refuse runs in which the coordinator sees this site's single updates"
+    )
+    plan_approval: bool = setting(
+        True, bool, "serve only plans (app bundle and settings of a run) that this site has approved"
     )
 
     def __post_init__(self) -> None:
@@ -174,18 +185,6 @@ over the network can change it.
 """
 
 
-def _bundle(policy: Policy, request: RoundRequest, facts: SiteFacts) -> None:
-    allowed = policy.allowed_bundle_sha256
-    if allowed is None:
-        logger.warning("allowed-bundle-sha256 is not set: runs of any app bundle are served")
-    elif facts.bundle_sha256 not in allowed:
-        shown = facts.bundle_sha256[:12] or "unknown"
-        raise RefusedError(
-            f"the app bundle {shown} is not among those this site approved",
-            hint="the site adds its SHA-256 to allowed-bundle-sha256 after reading it",
-        )
-
-
 def _encoding(policy: Policy, request: RoundRequest, facts: SiteFacts) -> None:
     if request.encoding == "none":
         if policy.encoding_required:
@@ -205,6 +204,22 @@ def _encoding(policy: Policy, request: RoundRequest, facts: SiteFacts) -> None:
         raise RefusedError(
             f"num-private {request.num_private} is below this site's minimum",
             hint=f"at least {policy.minimum_num_private}",
+        )
+
+
+def _cohort(policy: Policy, request: RoundRequest, facts: SiteFacts) -> None:
+    if request.minimum_sites < policy.minimum_cohort_size:
+        raise RefusedError(
+            f"a round of {request.minimum_sites} sites is below this site's minimum cohort",
+            hint=f"set minimum-sites to at least {policy.minimum_cohort_size}",
+        )
+
+
+def _secure_aggregation(policy: Policy, request: RoundRequest, facts: SiteFacts) -> None:
+    if policy.secure_aggregation_required and not request.secure_aggregation:
+        raise RefusedError(
+            "this site takes part only where its update is hidden by secure aggregation",
+            hint="set secure-aggregation to true",
         )
 
 
@@ -268,4 +283,12 @@ def _rounds(policy: Policy, request: RoundRequest, facts: SiteFacts) -> None:
 
 
 Rule = Callable[[Policy, RoundRequest, SiteFacts], None]
-RULES: tuple[Rule, ...] = (_bundle, _encoding, _differential_privacy, _examples, _runs, _rounds)
+RULES: tuple[Rule, ...] = (
+    _encoding,
+    _differential_privacy,
+    _cohort,
+    _secure_aggregation,
+    _examples,
+    _runs,
+    _rounds,
+)

@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,20 @@ from instahide.dp_training import train_with_dp
 from instahide.encoder import Encoder
 from instahide.errors import InstaHideError, InvalidInputError, RefusedError
 from instahide.evaluation import evaluate
-from instahide.exposure import ExposureLedger
+from instahide.exposure import THROUGH_UPDATES, ExposureLedger
 from instahide.images import ImageSet
 from instahide.models import ImageClassifier, ModelSpec, build_model
 from instahide.training import DivergedError, TrainingResult, train
 from instahide.training_config import TrainingConfig
 from instahide.training_device import resolve_device
 
-from ..messages import EVALUATE, Arrays, Refusal, RoundRequest, SiteReply
+from ..messages import APPROVAL, BUDGET, ERROR, EVALUATE, POLICY, Arrays, Refusal, RoundRequest, SiteReply
+from ..plan import Plan
+from .audit import AuditFailedError, SiteAudit
 from .dataset import SiteData
 from .encodings import SiteEncodings, law_of
+from .limits import RequestLimits
+from .plans import AwaitingApprovalError, PlanBook
 from .policy import Policy, load_policy
 from .privacy_budget import SitePrivacy, sample_rate
 from .run_history import RunHistory
@@ -61,6 +66,8 @@ class SiteTasks:
         ledger: exposure counts.
         history: rounds served so far.
         privacy: differential privacy spent so far.
+        plans: which plans this site has approved.
+        audit: what is written down before a reply leaves.
         policy_path: ``policy.toml``, read anew for each request.
         encodings_folder: where current encodings are kept.
         device: as for ``TrainingConfig``.
@@ -75,6 +82,8 @@ class SiteTasks:
         ledger: ExposureLedger,
         history: RunHistory,
         privacy: SitePrivacy,
+        plans: PlanBook,
+        audit: SiteAudit,
         policy_path: Path,
         encodings_folder: Path,
         device: str = "auto",
@@ -83,6 +92,8 @@ class SiteTasks:
         self.site_name = site_name
         self._data, self._history, self._policy_path = data, history, policy_path
         self._privacy = privacy
+        self._plans, self._audit = plans, audit
+        self._ledger, self._fingerprints = ledger, ledger.fingerprints(data.training)
         self._encodings = SiteEncodings(data, ledger, encodings_folder)
         self._device, self._threads = device, threads
         self._models: dict[ModelSpec, ImageClassifier] = {}
@@ -103,14 +114,11 @@ class SiteTasks:
         """
         try:
             return self._answer(kind, settings, arrays, bundle_sha256, should_stop)
-        except BudgetError as error:
-            return self._refused(error, "budget")
-        except RefusedError as error:
-            return self._refused(error, "policy")
         except CancelledTaskError:
+            self._audit.abandoned(kind, settings)
             raise
         except InstaHideError as error:
-            return self._refused(error, "error")
+            return self._refused(kind, settings, error)
 
     def _answer(
         self,
@@ -123,36 +131,68 @@ class SiteTasks:
         started = time.perf_counter()
         request = RoundRequest.from_mapping(settings, kind=kind, arrays=arrays)
         policy = load_policy(self._policy_path)
-        num_examples = len(self._data.training)
-        policy.check(
-            request, self._history.facts(request, num_examples=num_examples, bundle_sha256=bundle_sha256)
+        self._audit.policy_read(self._policy_path)
+        limits = RequestLimits(
+            should_stop, max_seconds=policy.max_seconds, max_memory_gib=policy.max_memory_gib
         )
-        self._data.check_fits(request)
+        limits.check()
+        plan = self._admit(request, policy, bundle_sha256)
         model = self._model(request)
         check_weights(model, arrays)
-        is_private = kind != EVALUATE and request.differential_privacy == "example"
-        if is_private:
-            self._pay(model, request, policy, num_examples)
+        self._audit.accepted(request, plan, approved=policy.plan_approval)
+        if _is_private(request):
+            self._pay(model, request, policy)
         self._history.record(request)
         load_weights(model, arrays)
-        threads = min(self._threads, policy.max_threads)
-        torch.set_num_threads(threads)
-        metrics: dict[str, int | float] = {"num-examples": num_examples}
-        if request.evaluate or kind == EVALUATE:
-            with _faults_told_at_home("evaluation"):
-                metrics |= self._evaluate(model, request)
-        _stop_if(should_stop)
-        if kind != EVALUATE:
-            with _faults_told_at_home("training"):
-                if is_private:
-                    metrics |= self._train_privately(model, request, policy, threads, should_stop)
-                else:
-                    result = self._train(model, request, policy, threads, should_stop)
-                    metrics |= {"train-loss": result.history[-1].loss, "train-seconds": result.seconds}
+        try:
+            metrics = self._measure_and_train(model, request, policy, limits)
+        except CancelledTaskError:
+            limits.check()  # which tells a limit that was met from a relay that left
+            raise
         metrics["worker-seconds"] = time.perf_counter() - started
         _check_finite(metrics)
         weights = {} if kind == EVALUATE else read_weights(model)
-        return SiteReply(site_name=self.site_name, metrics=policy.allowed_part(metrics), arrays=weights)
+        reply = SiteReply(site_name=self.site_name, metrics=policy.allowed_part(metrics), arrays=weights)
+        exposures = self._ledger.counts(self._fingerprints, kind=THROUGH_UPDATES)
+        return replace(reply, audit_head=self._audit.sent(request, reply, exposures).to_text())
+
+    def _admit(self, request: RoundRequest, policy: Policy, bundle_sha256: str) -> Plan:
+        """Hold a request against everything this site has decided; the plan it belongs to."""
+        self._audit.check_coordinator(request)
+        policy.check(request, self._history.facts(request, num_examples=len(self._data.training)))
+        self._data.check_fits(request)
+        plan = Plan.of(request, bundle_sha256=bundle_sha256)
+        if not policy.plan_approval:
+            logger.warning(
+                "plan-approval is false: run %s is served without anyone's approval", plan.run_name
+            )
+            return plan
+        is_new = not self._plans.knows(plan)
+        try:
+            self._plans.check(plan)
+        except AwaitingApprovalError:
+            if is_new and self._plans.knows(plan):
+                self._audit.plan_pending(plan)
+            raise
+        return plan
+
+    def _measure_and_train(
+        self, model: ImageClassifier, request: RoundRequest, policy: Policy, limits: RequestLimits
+    ) -> dict[str, int | float]:
+        threads = min(self._threads, policy.max_threads)
+        torch.set_num_threads(threads)
+        metrics: dict[str, int | float] = {"num-examples": len(self._data.training)}
+        if request.evaluate or request.kind == EVALUATE:
+            with _faults_told_at_home("evaluation"):
+                metrics |= self._evaluate(model, request)
+        _stop_if(limits)
+        if request.kind == EVALUATE:
+            return metrics
+        with _faults_told_at_home("training"):
+            if _is_private(request):
+                return metrics | self._train_privately(model, request, policy, threads, limits)
+            result = self._train(model, request, policy, threads, limits)
+            return metrics | {"train-loss": result.history[-1].loss, "train-seconds": result.seconds}
 
     def _model(self, request: RoundRequest) -> ImageClassifier:
         """The model by its name, kept between rounds for its integer buffers, which do not travel."""
@@ -170,8 +210,9 @@ class SiteTasks:
             )
         return self._models[spec].to(resolve_device(self._device))
 
-    def _pay(self, model: ImageClassifier, request: RoundRequest, policy: Policy, num_examples: int) -> None:
+    def _pay(self, model: ImageClassifier, request: RoundRequest, policy: Policy) -> None:
         """Charge a round with differential privacy, on disk, before it is trained."""
+        num_examples = len(self._data.training)
         num_weights = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
         event = self._privacy.event_of(request, num_examples=num_examples, num_weights=num_weights)
         try:
@@ -252,9 +293,28 @@ class SiteTasks:
 
         return next_epoch
 
-    def _refused(self, error: InstaHideError, kind: str) -> SiteReply:
-        logger.warning("refused (%s): %s", kind, error.message)
-        return refusal(self.site_name, error.message, error.hint, kind)
+    def _refused(self, kind: str, settings: Mapping[str, Any], error: InstaHideError) -> SiteReply:
+        refusal_kind = _kind_of_refusal(error)
+        logger.warning("refused (%s): %s", refusal_kind, error.message)
+        reply = refusal(self.site_name, error.message, error.hint, refusal_kind)
+        assert reply.refusal is not None
+        try:
+            return replace(reply, audit_head=self._audit.refused(kind, settings, reply.refusal).to_text())
+        except AuditFailedError as failure:
+            logger.warning("%s", failure.message)
+            return reply
+
+
+def _kind_of_refusal(error: InstaHideError) -> str:
+    if isinstance(error, AwaitingApprovalError):
+        return APPROVAL
+    if isinstance(error, BudgetError):
+        return BUDGET
+    return POLICY if isinstance(error, RefusedError) else ERROR
+
+
+def _is_private(request: RoundRequest) -> bool:
+    return request.kind != EVALUATE and request.differential_privacy == "example"
 
 
 def measure(

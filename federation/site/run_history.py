@@ -42,13 +42,11 @@ class RunHistory:
         self._path = state_folder / HISTORY_NAME
         self._runs = _read(self._path)
 
-    def facts(self, request: RoundRequest, *, num_examples: int, bundle_sha256: str = "") -> SiteFacts:
+    def facts(self, request: RoundRequest, *, num_examples: int) -> SiteFacts:
         """What the policy needs to know to judge ``request``."""
         counts = self._runs.get(request.run_name, RunCounts())
         others = len(self._runs.keys() - {request.run_name})
-        return SiteFacts(
-            num_examples=num_examples, other_runs=others, bundle_sha256=bundle_sha256, **asdict(counts)
-        )
+        return SiteFacts(num_examples=num_examples, other_runs=others, **asdict(counts))
 
     def rounds_trained(self) -> dict[str, int]:
         """Run name → rounds trained, of every run this site has answered."""

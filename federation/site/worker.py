@@ -28,6 +28,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -45,13 +46,17 @@ from instahide.models import build_model
 from instahide.training import train
 from instahide.training_config import TrainingConfig
 
+from ..audit_log import AuditLog
 from ..frames import BUNDLE_KEY, Frame
+from ..identity import IDENTITY_FILE, load_or_create_identity
 from ..messages import SiteReply
 from ..privacy_ledger import LEDGER_NAME as PRIVACY_LEDGER_NAME
 from ..privacy_ledger import PrivacyLedger
+from .audit import AUDIT_FILE, AuditFailedError, SiteAudit
 from .dataset import SiteData, load_site_data, register
 from .listener import Listener
 from .log import path_scrubber, set_up_logging
+from .plans import PlanBook
 from .policy import load_policy
 from .privacy_budget import SitePrivacy
 from .round_task import SiteTasks
@@ -73,6 +78,7 @@ class Site:
     data: SiteData
     ledger: ExposureLedger
     tasks: SiteTasks
+    audit: SiteAudit
 
 
 def open_site(config: WorkerConfig, *, accept_changed_data: bool = False) -> Site:
@@ -86,18 +92,41 @@ def open_site(config: WorkerConfig, *, accept_changed_data: bool = False) -> Sit
     ledger = ExposureLedger(state / LEDGER_NAME)
     register(data, ledger, state, accept_changes=accept_changed_data)
     data = _without_copies(data, ledger)
+    audit = open_audit(config)
     tasks = SiteTasks(
         config.site_name,
         data,
         ledger=ledger,
         history=RunHistory(state),
+        plans=PlanBook(state),
+        audit=audit,
         privacy=SitePrivacy(PrivacyLedger(state / PRIVACY_LEDGER_NAME)),
         policy_path=config.path(config.policy),
         encodings_folder=state / ENCODINGS_NAME,
         device=config.device,
         threads=config.threads,
     )
-    return Site(config, data, ledger, tasks)
+    return Site(config, data, ledger, tasks, audit)
+
+
+def open_audit(config: WorkerConfig) -> SiteAudit:
+    """The site's audit log, begun under its identity key the first time.
+
+    Raises:
+        InstaHideError: the log's end or the key is damaged, or the log was begun under another key.
+    """
+    state = _state_folder(config)
+    identity = load_or_create_identity(
+        config.path(config.identity_key) if config.identity_key else state / IDENTITY_FILE
+    )
+    try:
+        log = AuditLog(state / AUDIT_FILE, identity, role="site", name=config.site_name)
+    except OSError as error:
+        raise InvalidInputError(
+            f"the audit log cannot be written: {error.strerror}", hint="check the state folder's disk"
+        ) from error
+    coordinator_key = config.path(config.coordinator_key) if config.coordinator_key else None
+    return SiteAudit(log, coordinator_key=coordinator_key, scrub=path_scrubber(_paths(config)))
 
 
 def _without_copies(data: SiteData, ledger: ExposureLedger) -> SiteData:
@@ -129,8 +158,11 @@ def run_worker(config: WorkerConfig, *, accept_changed_data: bool = False) -> in
         service = Service(listener, config.site_name, _answering(site.tasks), limits, scrub=scrub)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: service.stop())
+        site.audit.started(config.path(config.policy))
         _say_ready(site)
         ended = service.serve()
+        with suppress(AuditFailedError):
+            site.audit.stopped()
         _remove(ready_file)
     logger.info("stopped")
     if not ended:
@@ -189,7 +221,8 @@ def _say_ready(site: Site) -> None:
 def _warn_early(site: Site) -> None:
     """Say at the start what would otherwise be said at the first request."""
     try:
-        load_policy(site.config.path(site.config.policy))
+        if not load_policy(site.config.path(site.config.policy)).plan_approval:
+            logger.warning("plan-approval is false: runs are served without anyone's approval")
     except RefusedError as error:
         logger.warning("%s", error.message)
     try:
@@ -210,7 +243,8 @@ def _warm_up(config: WorkerConfig) -> None:
 
 
 def _paths(config: WorkerConfig) -> dict[str, Path]:
-    keys = ("data", "test_data", "public_data", "policy", "socket", "state_folder", "ready_file")
+    keys = ["data", "test_data", "public_data", "policy", "socket", "state_folder", "ready_file"]
+    keys += ["identity_key", "coordinator_key"]
     written = {key.replace("_", "-"): getattr(config, key) for key in keys}
     return {key: config.path(text) for key, text in written.items() if text} | {"folder": config.folder}
 

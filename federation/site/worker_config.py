@@ -39,6 +39,12 @@ class WorkerConfig:
     state_folder: str = setting(
         MISSING, str, "folder for the exposure ledger, the registration and the run history", pattern=".+"
     )
+    identity_key: str = setting(
+        "", str, "this site's identity key, which signs its audit log; empty: one in the state folder"
+    )
+    coordinator_key: str = setting(
+        "", str, "the coordinator's public identity key, once joined; empty: any coordinator's head is taken"
+    )
     ready_file: str = setting("", str, "file written once the worker is ready; empty: none")
     class_names: tuple[str, ...] | None = setting(
         None, (str,), "the federation's class names in order, where this site's data lacks some of them"

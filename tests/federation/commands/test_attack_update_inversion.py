@@ -16,6 +16,7 @@ from federation.config import RunConfig
 from federation.coordinator.rounds import run as run_rounds
 from federation.messages import RoundRequest, SiteReply
 from federation.privacy_ledger import PrivacyLedger
+from federation.site.plans import PlanBook
 from federation.site.privacy_budget import SitePrivacy
 from federation.site.round_task import SiteTasks
 from federation.site.run_history import RunHistory
@@ -31,7 +32,7 @@ from instahide.exposure import ExposureLedger
 from instahide.mixing import to_unit_range
 
 from ..coordinator.fakes import FakeClock, FakeGrid
-from ..site.site_examples import CLASS_NAMES, digit_images, initial_weights, site_data
+from ..site.site_examples import CLASS_NAMES, UNASKED, digit_images, initial_weights, site_audit, site_data
 
 SHAPE = (1, 8, 8)
 
@@ -103,7 +104,7 @@ class Hospital:
 
     def __init__(self, folder: Path, first: int, count: int, policy: str) -> None:
         folder.mkdir()
-        (folder / "policy.toml").write_text(policy)
+        (folder / "policy.toml").write_text(UNASKED + policy)
         data = site_data(300, 60)
         self.data = type(data)(digit_images(first, first + count), data.test)
         self.tasks = SiteTasks(
@@ -111,6 +112,8 @@ class Hospital:
             self.data,
             ledger=ExposureLedger(folder / "ledger.sqlite3"),
             history=RunHistory(folder),
+            plans=PlanBook(folder),
+            audit=site_audit(folder),
             privacy=SitePrivacy(PrivacyLedger(folder / "privacy.sqlite3")),
             policy_path=folder / "policy.toml",
             encodings_folder=folder / "encodings",
@@ -122,7 +125,7 @@ class Hospital:
         return self.tasks.answer(request.kind, request.to_mapping(), request.arrays)
 
 
-FEW = "minimum-examples = 1\n"  # the default of 50 is a defence of its own
+FEW = "minimum-examples = 1\nminimum-cohort-size = 1\n"  # the default of 50 is a defence of its own
 LENIENT = FEW + "encoding-required = false\nminimum-num-mixed = 1\n"
 
 

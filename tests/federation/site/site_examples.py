@@ -9,13 +9,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from federation.audit_log import AuditLog
 from federation.config import RunConfig
+from federation.identity import load_or_create_identity
 from federation.messages import Arrays, RoundRequest
+from federation.site.audit import AUDIT_FILE, SiteAudit
 from federation.site.dataset import SiteData
 from federation.site.weights import read_weights
 from instahide.images import ImageSet
 from instahide.models import build_model
 
+UNASKED = "plan-approval = false  # these tests are about other rules\n"
 CLASS_NAMES = [str(digit) for digit in range(10)]
 RUN = {
     "model": "mlp",
@@ -56,6 +60,12 @@ def request(server_round: int = 1, kind: str = "train", **settings: Any) -> Roun
 def initial_weights(model: str = "mlp", *, normalization: str = "group") -> Arrays:
     shape = (1, 8, 8)
     return read_weights(build_model(model, image_shape=shape, num_classes=10, normalization=normalization))
+
+
+def site_audit(folder: Path) -> SiteAudit:
+    """A site's audit log in ``folder``, under a key of its own there."""
+    identity = load_or_create_identity(folder / "identity.key")
+    return SiteAudit(AuditLog(folder / AUDIT_FILE, identity, role="site", name="north"))
 
 
 def write_site(folder: Path, *, policy: str = "", worker: str = "") -> Path:

@@ -14,7 +14,6 @@ from federation.site.policy import Policy, SiteFacts, default_policy_text, load_
 from instahide.errors import InvalidInputError, RefusedError
 
 FACTS = SiteFacts(num_examples=1000)
-BUNDLE = "ab" * 32
 
 
 def request(server_round: int = 1, kind: str = "train", **settings: Any) -> RoundRequest:
@@ -88,18 +87,18 @@ def test_new_run_names_do_not_buy_new_rounds_for_ever() -> None:
     policy.check(request(2), replace(FACTS, other_runs=3, rounds_served=1, last_round=1))
 
 
-def test_only_approved_bundles_are_served_where_bundles_are_listed(caplog: pytest.LogCaptureFixture) -> None:
-    policy = Policy(allowed_bundle_sha256=(BUNDLE,))
-    policy.check(request(), replace(FACTS, bundle_sha256=BUNDLE))
-    assert not caplog.records
-    assert "not among those" in refused(policy, request(), replace(FACTS, bundle_sha256="cd" * 32))
-    assert "unknown" in refused(policy, request())
-    assert "not among those" in refused(Policy(allowed_bundle_sha256=()), request(), FACTS)
+def test_a_cohort_below_the_minimum_is_refused() -> None:
+    policy = Policy(minimum_cohort_size=3)
+    assert "2 sites" in refused(policy, request(**{"minimum-sites": 2}))
+    policy.check(request(**{"minimum-sites": 3}), FACTS)
+    assert "1 sites" in refused(Policy(), request(**{"minimum-sites": 1}))
 
 
-def test_a_policy_that_lists_no_bundle_says_so_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+def test_where_secure_aggregation_is_required_a_run_without_it_is_refused() -> None:
+    policy = Policy(secure_aggregation_required=True)
+    assert "secure aggregation" in refused(policy, request())
+    policy.check(request(**{"secure-aggregation": True}), FACTS)
     Policy().check(request(), FACTS)
-    assert "allowed-bundle-sha256 is not set" in caplog.text
 
 
 def test_only_allowed_figures_leave() -> None:
@@ -140,7 +139,11 @@ def test_without_a_policy_file_everything_is_refused(tmp_path: Path) -> None:
         ('allowed-metrics = ["gradient"]', "gradient"),
         ("max-update-exposures = 0", "max-update-exposures is 0"),
         ("max-rounds = -1", "max-rounds is -1"),
-        ('allowed-bundle-sha256 = ["AB"]', "AB"),
+        ("max-seconds = 0", "max-seconds is 0"),
+        ("max-memory-gib = nan", "max-memory-gib is nan"),
+        ("minimum-cohort-size = 0", "minimum-cohort-size is 0"),
+        ('plan-approval = "no"', "plan-approval is 'no'"),
+        ("allowed-bundle-sha256 = []", "unknown key"),
     ],
 )
 def test_a_policy_file_with_a_fault_refuses_everything(tmp_path: Path, text: str, said: str) -> None:

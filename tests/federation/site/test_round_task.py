@@ -11,13 +11,14 @@ import pytest
 from federation.messages import ALLOWED_METRICS, Arrays, SiteReply
 from federation.privacy_ledger import PrivacyLedger
 from federation.site.dataset import SiteData
+from federation.site.plans import PlanBook
 from federation.site.privacy_budget import SitePrivacy
 from federation.site.round_task import CancelledTaskError, SiteTasks, learning_rates, one_line
 from federation.site.run_history import RunHistory
 from instahide.exposure import THROUGH_UPDATES, ExposureLedger
 from instahide.images import ImageSet
 
-from .site_examples import digit_images, initial_weights, request, site_data
+from .site_examples import UNASKED, digit_images, initial_weights, request, site_audit, site_data
 
 LENIENT = "encoding-required = false\nminimum-num-mixed = 1\n"
 WEIGHTS = initial_weights()
@@ -28,7 +29,7 @@ class Site:
 
     def __init__(self, folder: Path, policy: str = "", data: SiteData | None = None) -> None:
         self.folder, self.data = folder, data or site_data()
-        (folder / "policy.toml").write_text(policy)
+        (folder / "policy.toml").write_text(UNASKED + policy)
         self.ledger = ExposureLedger(folder / "ledger.sqlite3")
         self.start()
 
@@ -38,6 +39,8 @@ class Site:
             self.data,
             ledger=self.ledger,
             history=RunHistory(self.folder),
+            plans=PlanBook(self.folder),
+            audit=site_audit(self.folder),
             privacy=SitePrivacy(PrivacyLedger(self.folder / "privacy.sqlite3")),
             policy_path=self.folder / "policy.toml",
             encodings_folder=self.folder / "encodings",

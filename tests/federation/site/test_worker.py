@@ -17,11 +17,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from federation.audit_log import SignedHead
 from federation.frames import BUNDLE_KEY, Frame, FrameError, ask, receive_frame, send_frame
+from federation.identity import load_identity
+from federation.site.plans import APPROVED, REJECTED, PlanBook
 from federation.site.worker import LEDGER_NAME, main
 from instahide.exposure import THROUGH_UPDATES, ExposureLedger
 
-from .site_examples import digit_images, digits, initial_weights, request, write_site
+from .site_examples import UNASKED, digit_images, digits, initial_weights, request, write_site
 
 WEIGHTS = initial_weights()
 START_SECONDS = 120.0
@@ -77,7 +80,7 @@ class Worker:
 @pytest.fixture(scope="module")
 def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
     folder = tmp_path_factory.mktemp("site")
-    write_site(folder, policy="max-runs = 1000\n", worker='ready-file = "ready.json"\n')
+    write_site(folder, policy=UNASKED + "max-runs = 1000\n", worker='ready-file = "ready.json"\n')
     running = Worker(folder)
     yield running
     assert running.stop() == 0
@@ -100,7 +103,9 @@ def test_it_says_that_it_is_ready_on_its_output_and_in_a_file(worker: Worker) ->
 
 def test_a_round_measures_trains_and_replies(worker: Worker) -> None:
     answer = worker.ask(run_name="round")
-    assert answer.fields["site"] == {"name": "north"}
+    assert answer.fields["site"]["name"] == "north"
+    head = SignedHead.from_text(answer.fields["site"]["audit-head"])
+    assert head.is_by(load_identity(worker.folder / "state" / "identity.key").public_line)
     metrics = answer.fields["metrics"]
     assert metrics["num-examples"] == 120
     assert {f"evaluate-accuracy-{mode}" for mode in ("plain", "one-view", "ten-views")} <= set(metrics)
@@ -135,14 +140,24 @@ def test_without_its_policy_the_site_refuses_everything_and_with_it_serves_again
     refusal = worker.ask(run_name="lawless").fields["refusal"]
     assert refusal["kind"] == "policy"
     assert "refuses everything" in refusal["reason"]
-    policy.write_text("max-runs = 1000\n")
+    policy.write_text(UNASKED + "max-runs = 1000\n")
     assert worker.ask(run_name="lawless").arrays
 
 
-def test_a_bundle_that_is_not_approved_is_refused(worker: Worker, policy: Path) -> None:
-    policy.write_text(f'max-runs = 1000\nallowed-bundle-sha256 = ["{"ab" * 32}"]\n')
-    assert "bundle" in worker.ask(run_name="bundle", bundle="cd" * 32).fields["refusal"]["reason"]
+def test_a_plan_is_served_once_it_is_approved_and_an_altered_bundle_is_another_plan(
+    worker: Worker, policy: Path
+) -> None:
+    policy.write_text("max-runs = 1000\n")
+    waiting = worker.ask(run_name="bundle", bundle="ab" * 32).fields["refusal"]
+    assert waiting["kind"] == "approval"
+    book = PlanBook(worker.folder / "state")
+    book.decide(book.find("").plan, APPROVED, by="a test")
     assert worker.ask(run_name="bundle", bundle="ab" * 32).arrays
+    assert worker.ask(run_name="bundle", bundle="cd" * 32).fields["refusal"]["kind"] == "approval"
+    book.decide(book.find("").plan, REJECTED, by="a test")
+    refusal = worker.ask(run_name="bundle", bundle="cd" * 32).fields["refusal"]
+    assert refusal["kind"] == "policy"
+    assert "rejected the plan" in refusal["reason"]
 
 
 def test_bad_frames_and_bad_requests_leave_it_serving(worker: Worker) -> None:
@@ -196,7 +211,7 @@ def test_another_user_of_the_machine_cannot_knock(worker: Worker) -> None:
 
 
 def test_killed_it_remembers_what_was_exposed_and_stopped_it_leaves_in_order(tmp_path: Path) -> None:
-    write_site(tmp_path, worker='ready-file = "ready.json"\n')
+    write_site(tmp_path, policy=UNASKED, worker='ready-file = "ready.json"\n')
     worker = Worker(tmp_path)
     assert (tmp_path / "state").stat().st_mode & 0o777 == 0o700
     assert worker.ask(1).arrays
@@ -254,7 +269,7 @@ def test_no_secret_path_or_subject_leaves_the_workers_memory(
 ) -> None:
     """Roots, salts and stream keys are caught as they are drawn, then looked for everywhere."""
     folder = tmp_path / "hidden-folder-name"
-    path = write_site(folder, policy="max-update-exposures = 2\n", worker="test-fraction = 0.3\n")
+    path = write_site(folder, policy=UNASKED + "max-update-exposures = 2\n", worker="test-fraction = 0.3\n")
     _write_folder_of_subjects(folder)
     path.write_text(path.read_text().replace('"data.npz"', '"scans/table.csv"'))
     monkeypatch.setenv("CANARY_FILE", str(tmp_path / "canaries"))
