@@ -79,6 +79,12 @@ def describe_event(event: dict[str, Any]) -> str | None:
     match name:
         case "waiting-for-sites":
             return f"waiting for sites ({event.get('online', '?')} of {event.get('needed', '?')} online)"
+        case "waiting-for-approval":
+            sites = ", ".join(event.get("sites", []))
+            return (
+                f"round {number} waits up to {event.get('seconds-left', 0):.0f} s until {sites} approved the "
+                "plan: instahide node plan list NODE"
+            )
         case "run-resumed":
             return f"resumed after round {event.get('after-round')}"
         case "round-finished":

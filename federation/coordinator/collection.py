@@ -13,6 +13,10 @@ list of online nodes is read every second. A site that missed a deadline still o
 and is not asked again until it has given it (unused, reported as late) or is known to be gone;
 asking a straggler anew each round would only lengthen its queue.
 
+A site whose people have not yet approved the run's plan refuses for now: while the quorum needs
+such sites, the round waits for them, at most ``start-deadline`` seconds, and asks them again. That
+is no failed attempt.
+
 When a round stays below its quorum it is tried again on the same weights. The good updates are
 kept, since a site that trained again would expose its data a second time for nothing.
 """
@@ -25,7 +29,8 @@ from typing import Any
 from instahide.errors import FederationError
 
 from ..config import RunConfig
-from ..messages import RoundRequest, one_line
+from ..messages import APPROVAL, Refusal, RoundRequest, SiteReply, one_line
+from ..packing import arrays_sha256
 from .events import Events
 from .grid import Clock, GridReply, RoundGrid
 from .sites import SiteBook
@@ -68,6 +73,7 @@ class Collector:
         self._answered: set[str] = set()
         self._good: dict[int, Update] = {}
         self._lost: dict[int, str] = {}  # node id → why it did not count in this attempt
+        self._undecided: set[int] = set()  # nodes whose site has not approved the plan yet
         self._request: RoundRequest | None = None
         self._looked_at = float("-inf")
 
@@ -86,6 +92,7 @@ class Collector:
             self.wait_for_sites(settle=self._config.settle_time if first and attempt == 1 else 0.0)
             self._ask(request)
             self._gather(request, enough=quorum)
+            self._wait_for_approval(request, quorum)
             if len(self._good) >= quorum:
                 return list(self._good.values())
             reason = self._shortfall(quorum)
@@ -96,6 +103,24 @@ class Collector:
             f"round {request.server_round} failed after {attempts} attempts: {reason}",
             hint="see events.jsonl; mend the sites named there and resume the run",
         )
+
+    def _wait_for_approval(self, request: RoundRequest, quorum: int) -> None:
+        """Ask the undecided sites again, ever more rarely, while they could make the quorum."""
+        began, told = self._clock.monotonic(), set[int]()
+        while len(self._good) < quorum and self._undecided:
+            waited = self._clock.monotonic() - began
+            left = self._config.start_deadline - waited
+            coming = sum(owed.request is request for owed in self._owed.values())
+            if left <= 0 or len(self._good) + len(self._undecided) + coming < quorum:
+                return
+            if self._undecided != told:
+                told = set(self._undecided)
+                facts = {"sites": self._book.names(told), "seconds-left": round(left, 1)}
+                self._events.emit("waiting-for-approval", round=request.server_round, **facts)
+            longest = max(self._config.retry_pause, min(60.0, waited / 4))
+            self._clock.sleep(min(left, max(longest, LOOK_INTERVAL)))
+            self._ask(request)
+            self._gather(request, enough=quorum)
 
     def measure(self, request: RoundRequest) -> list[Update]:
         """Evaluation replies of whoever is there and answers in time; perhaps none."""
@@ -134,6 +159,7 @@ class Collector:
 
     def _begin(self, request: RoundRequest) -> None:
         self._request, self._good, self._lost = request, {}, {}
+        self._undecided.clear()
         self._answered.clear()
 
     def _ask(self, request: RoundRequest) -> None:
@@ -146,6 +172,7 @@ class Collector:
         wanted = [node_id for node_id in sorted(online) if node_id not in busy and node_id not in self._good]
         for node_id in wanted:
             self._lost.pop(node_id, None)
+            self._undecided.discard(node_id)
         sent = self._grid.push(dict.fromkeys(wanted, request), lifetime=self._lifetime) if wanted else {}
         now = self._clock.monotonic()
         for node_id in wanted:
@@ -226,11 +253,25 @@ class Collector:
         self._lost.pop(owed.node_id, None)
         if arrived.reply is None:
             self._lose(owed.node_id, "site-failed", one_line(arrived.error) or "an error without a text")
+        elif not self._is_signed(owed.node_id, arrived.reply):
+            reason = "its audit head is not signed by the key this site registered"
+            self._lose(owed.node_id, "site-rejected", reason)
         elif arrived.reply.refusal is not None:
-            refusal = arrived.reply.refusal
-            self._lose(owed.node_id, "site-refused", refusal.reason, hint=refusal.hint, kind=refusal.kind)
+            self._take_refusal(owed.node_id, arrived.reply, arrived.reply.refusal)
         else:
             self._validate(owed, arrived)
+
+    def _is_signed(self, node_id: int, reply: SiteReply) -> bool:
+        """A refusal may come from the relay, when the worker is not there to sign; an update may not."""
+        if reply.refusal is not None and not reply.audit_head:
+            return True
+        return self._book.signed(node_id, reply.audit_head)
+
+    def _take_refusal(self, node_id: int, reply: SiteReply, refusal: Refusal) -> None:
+        if refusal.kind == APPROVAL:
+            self._undecided.add(node_id)
+        facts: dict[str, str] = {"hint": refusal.hint, "kind": refusal.kind} | _head_of(reply)
+        self._lose(node_id, "site-refused", refusal.reason, **facts)
 
     def _validate(self, owed: Owed, arrived: GridReply) -> None:
         assert arrived.reply is not None
@@ -254,7 +295,9 @@ class Collector:
             "kind": request.kind,
             "seconds": round(seconds, 3),
             "metrics": update.metrics,
-        }
+        } | _head_of(arrived.reply)
+        if arrived.reply.arrays:
+            facts["update-sha256"] = arrays_sha256(arrived.reply.arrays)  # as it came, not as clipped
         self._events.emit("site-replied", round=request.server_round, site=name, **facts)
 
     # --- bookkeeping ------------------------------------------------------------------------------
@@ -292,3 +335,7 @@ class Collector:
         reasons = {self._book.name(node_id): reason for node_id, reason in self._lost.items()}
         told = "; ".join(f"{name}: {reasons[name]}" for name in sorted(reasons)) or "no site was asked"
         return f"{len(self._good)} valid updates of the {quorum} needed ({told})"
+
+
+def _head_of(reply: SiteReply) -> dict[str, str]:
+    return {"audit-head": reply.audit_head} if reply.audit_head else {}

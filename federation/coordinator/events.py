@@ -21,6 +21,7 @@ EVENTS = frozenset(
         "run-finished",
         "run-failed",
         "waiting-for-sites",
+        "waiting-for-approval",  # the quorum needs sites that have not approved the plan yet
         "round-started",
         "round-finished",
         "round-failed",  # below the quorum; tried again while max-failed-rounds allows

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import csv
 import fcntl
+import hashlib
 import io
 import json
 import os
@@ -30,6 +31,7 @@ from instahide.errors import IntegrityError, InvalidInputError, RefusedError
 
 from ..config import RunConfig
 from ..messages import Arrays, check_array_record
+from .audit import AuditedEvents
 from .checkpoints import CheckpointStore, read_tensors
 from .events import EventLog
 from .validation import Update, weighted_metrics
@@ -70,7 +72,11 @@ class RunDirectory:
             raise RefusedError(
                 f"{self.path} already holds a run", hint="resume it, or choose another run-directory"
             )
-        self.events = EventLog(self.path / "events.jsonl")
+        try:
+            self.events = AuditedEvents(EventLog(self.path / "events.jsonl"), config)
+        except BaseException:
+            os.close(self._lock)
+            raise
 
     def close(self) -> None:
         """Close the event log and let another coordinator in."""
@@ -107,6 +113,12 @@ class RunDirectory:
         }
         atomic_write_bytes(path, save(contiguous, metadata))
         return path
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class MetricsTable:

@@ -15,7 +15,7 @@ No Flower, no torch, no sockets in here: the network and the clock are arguments
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,13 @@ from instahide.atomic import atomic_write_text
 from instahide.errors import InstaHideError
 
 from ..config import RunConfig
-from ..messages import EVALUATE, Arrays, RoundRequest
+from ..messages import EVALUATE, TRAIN, Arrays, RoundRequest
+from ..packing import arrays_sha256
 from .checkpoints import Checkpoint
 from .collection import Collector
 from .grid import Clock, RoundGrid, SystemClock
 from .model_card import write_model_card
-from .outputs import MetricsTable, RunDirectory
+from .outputs import MetricsTable, RunDirectory, file_sha256
 from .sites import SiteBook
 from .strategies import build_aggregator
 from .validation import Update, UpdateValidator
@@ -56,7 +57,7 @@ def run(config: RunConfig, grid: RoundGrid, *, clock: Clock | None = None) -> Ru
             return _Run(config, grid, clock or SystemClock(), directory).carry_out()
         except BaseException as problem:  # Ctrl-C and a full disk end a run, too
             # The reason must get out even where the events cannot be written any more.
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, InstaHideError):
                 directory.events.emit("run-failed", **_reason(problem))
             raise
     finally:
@@ -115,7 +116,7 @@ class _Run:
     def _train_one_round(self, server_round: int) -> None:
         self._events.emit("round-started", round=server_round)
         began = self._clock.monotonic()
-        request = RoundRequest.for_round(self._config, server_round, self._weights)
+        request = self._request(server_round, TRAIN)
         updates = self._in_site_order(self._collector.collect(request, first=self._first_round))
         self._first_round = False
         self._weights = self._aggregator.aggregate(server_round, self._weights, updates)
@@ -128,11 +129,18 @@ class _Run:
         self._save()
         facts = {name: row[name] for name in ("num-examples", "train-loss", "seconds") if name in row}
         names = [update.site_name for update in updates]
-        left_out = {"left-out": self._aggregator.left_out} if self._aggregator.left_out else {}
+        more: dict[str, Any] = {"aggregate-sha256": arrays_sha256(self._weights)}
+        if self._aggregator.left_out:
+            more["left-out"] = self._aggregator.left_out
         # The accuracies are of the weights the round began with; the name says so.
         self._events.emit(
-            "round-finished", round=server_round, sites=names, metrics=facts, incoming=incoming, **left_out
+            "round-finished", round=server_round, sites=names, metrics=facts, incoming=incoming, **more
         )
+
+    def _request(self, server_round: int, kind: str) -> RoundRequest:
+        """The order of this round with the head of our audit log, which the sites keep."""
+        request = RoundRequest.for_round(self._config, server_round, self._weights, kind)
+        return replace(request, audit_head=self._events.head())
 
     def _save(self) -> None:
         last = self._done == self._config.num_server_rounds
@@ -146,11 +154,12 @@ class _Run:
                 sizes=self._validator.sizes,
             )
         )
-        self._events.emit("checkpoint-saved", round=self._done, file=path.name)
+        digest = file_sha256(path)
+        self._events.emit("checkpoint-saved", round=self._done, file=path.name, sha256=digest)
 
     def _evaluate(self) -> None:
         self._events.emit("evaluation-started", round=self._done)
-        request = RoundRequest.for_round(self._config, self._done, self._weights, EVALUATE)
+        request = self._request(self._done, EVALUATE)
         replies = self._in_site_order(self._collector.measure(request))
         averages = self._table.measured(self._done, replies)
         self._table.write()
@@ -161,7 +170,8 @@ class _Run:
         model_path = self._directory.write_model(self._weights, self._config, self._done)
         card = write_model_card(self._config, self._table, self._done)
         atomic_write_text(self._directory.path / "model_card.md", card)
-        self._events.emit("run-finished", rounds=self._done, model=model_path.name)
+        digest = {"model-sha256": file_sha256(model_path)}
+        self._events.emit("run-finished", rounds=self._done, model=model_path.name, **digest)
         return RunResult(weights=self._weights, rounds=self._table.rounds, model_path=model_path)
 
     def _in_site_order(self, updates: list[Update]) -> list[Update]:

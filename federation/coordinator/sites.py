@@ -17,6 +17,8 @@ from typing import Any
 
 from instahide.errors import InvalidInputError
 
+from ..audit_log import SignedHead
+from ..identity import load_public_identity
 from ..messages import MAX_NAME
 
 
@@ -28,6 +30,7 @@ class Site:
     name: str
     num_examples: int | None = None
     evaluate_num_examples: int | None = None
+    identity_key: str = ""
 
 
 class SiteBook:
@@ -66,6 +69,13 @@ class SiteBook:
         site = self.sites.get(node_id)
         return site.name if site else f"node-{node_id}"
 
+    def signed(self, node_id: int, head: str) -> bool:
+        """Whether an answer's audit head is by the key this site registered; true if it has none."""
+        site = self.sites.get(node_id)
+        if site is None or not site.identity_key:
+            return True
+        return bool(head) and SignedHead.from_text(head).is_by(site.identity_key)
+
     def names(self, node_ids: Iterable[int]) -> list[str]:
         """Registered names, sorted."""
         return sorted(self.name(node_id) for node_id in node_ids)
@@ -75,6 +85,9 @@ def _parse_site(key: str, value: Any) -> Site:
     entry: dict[str, Any] = {"name": value} if isinstance(value, str) else dict(value)
     name = entry.pop("name")
     sizes = {to: entry.pop(of, None) for of, to in _SIZES.items()}
+    identity_key = entry.pop("identity-key", "")
+    if identity_key:
+        load_public_identity(identity_key)
     if entry:
         raise ValueError(f"unknown key {next(iter(entry))!r}")
     if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME or not name.isprintable():
@@ -82,7 +95,7 @@ def _parse_site(key: str, value: Any) -> Site:
     for size in sizes.values():
         if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 0):
             raise ValueError(f"the size {size!r:.100} of {name}")
-    return Site(node_id=int(key), name=name, **sizes)
+    return Site(node_id=int(key), name=name, identity_key=identity_key, **sizes)
 
 
 _SIZES = {"num-examples": "num_examples", "evaluate-num-examples": "evaluate_num_examples"}
