@@ -4,10 +4,11 @@
     coordinator   instahide coordinator admit NAME.request.json    writes  NAME.join.json
     hospital      instahide node join NAME.join.json
 
-The request holds the public half of the node's key, how many images the site has, and the class
-names and image shape that all sites of a study must share. The answer holds the coordinator's
-address and the certificate of the federation's authority. Both sides read the fingerprints to
-each other over another channel (a telephone): the files alone prove nothing about their sender.
+The request holds the public halves of the node's key and of the site's identity key, how many
+images the site has, and the class names and image shape that all sites of a study must share. The
+answer holds the coordinator's address, the certificate of the federation's authority and the
+coordinator's identity key. Both sides read the fingerprints to each other over another channel (a
+telephone): the files alone prove nothing about their sender.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ from instahide.atomic import atomic_write_text
 from instahide.errors import InvalidInputError
 
 from .config import Rule, check_value
+from .identity import identity_fingerprint, load_public_identity
 from .provisioning import public_key_fingerprint
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MAX_BYTES = 256 * 1024
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 
@@ -38,10 +40,12 @@ _TEXT = Rule(kind=str, meaning="text", pattern=r"[^\x00]{1,100000}")
 
 @dataclass(frozen=True, kw_only=True)
 class JoinRequest:
-    """What a hospital asks with. ``public_key`` is the OpenSSH line of the node's key."""
+    """What a hospital asks with. ``public_key`` and ``identity_key`` are OpenSSH lines: the node's
+    key, with which it connects, and the site's, with which it signs."""
 
     name: str
     public_key: str
+    identity_key: str
     num_examples: int
     evaluate_num_examples: int
     class_names: tuple[str, ...]
@@ -50,6 +54,7 @@ class JoinRequest:
     RULES: ClassVar[dict[str, Rule]] = {
         "name": _NAME,
         "public-key": _TEXT,
+        "identity-key": _TEXT,
         "num-examples": _COUNT,
         "evaluate-num-examples": _COUNT,
         "class-names": Rule(kind=(str,), meaning="class names in label order"),
@@ -60,6 +65,7 @@ class JoinRequest:
         if not self.public_key.isascii():
             raise InvalidInputError("public-key is not an OpenSSH line", hint="send the file as it was made")
         public_key_fingerprint(self.public_key.encode("ascii"))  # raises for what is not a node key
+        load_public_identity(self.identity_key)
         _check_class_names(self.class_names)
         if len(self.image_shape) != 3 or not all(1 <= side <= MAX_SIDE for side in self.image_shape):
             raise InvalidInputError(
@@ -71,6 +77,11 @@ class JoinRequest:
     def fingerprint(self) -> str:
         """``SHA256:...`` of the node's key, to be compared by telephone."""
         return public_key_fingerprint(self.public_key.encode("ascii"))
+
+    @property
+    def identity(self) -> str:
+        """``SHA256:...`` of the site's identity key, to be compared by telephone."""
+        return identity_fingerprint(self.identity_key)
 
 
 def _check_class_names(names: tuple[str, ...]) -> None:
@@ -89,21 +100,25 @@ def _check_class_names(names: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class JoinAnswer:
-    """What the coordinator answers with. ``authority`` is a PEM certificate."""
+    """What the coordinator answers with. ``authority`` is a PEM certificate, ``identity_key`` the
+    OpenSSH line of the key that signs the heads of its audit log."""
 
     name: str
     coordinator: str
     authority: str
+    identity_key: str
     fingerprint: str
 
     RULES: ClassVar[dict[str, Rule]] = {
         "name": _NAME,
         "coordinator": Rule(kind=str, meaning="host:port of the gateway", pattern=r"[^\s/]{1,260}:\d{1,5}"),
         "authority": _TEXT,
+        "identity-key": _TEXT,
         "fingerprint": Rule(kind=str, meaning="of the node's key", pattern=r"SHA256:[A-Za-z0-9+/]{43}"),
     }
 
     def __post_init__(self) -> None:
+        load_public_identity(self.identity_key)
         port = int(self.coordinator.rpartition(":")[2])
         if not self.coordinator.isascii() or not 1 <= port <= 65_535:
             raise InvalidInputError(

@@ -2,11 +2,12 @@
 
 st-mary/
   node.key node.pub          the node's key pair; the private half never leaves
+  identity.key               the site's identity key, which signs its audit log; never leaves
   policy.toml                what a coordinator may ask of this site; yours to edit
   worker.toml                where images and state are (the site worker's settings)
   st-mary.request.json       to be sent to the coordinator
-  authority.crt node.toml    written by `node join` from the coordinator's answer
-  state/                     ledger, registration, logs, socket
+  authority.crt coordinator.pub node.toml   written by `node join` from the coordinator's answer
+  state/                     ledger, registration, plans, audit log, logs, socket
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from instahide.errors import InvalidInputError, RefusedError
 
 from .flower_processes.environment import flower_environment
 from .flower_processes.node import NodeSettings, node_process
+from .identity import IDENTITY_FILE, load_or_create_identity
 from .joining import JoinAnswer, JoinRequest, write_exchange
 from .provisioning import create_node_key, public_key_fingerprint
 from .site.policy import write_default_policy
@@ -44,6 +46,14 @@ class NodeFolder:
     @property
     def public_key(self) -> Path:
         return self.path / "node.pub"
+
+    @property
+    def identity_key(self) -> Path:
+        return self.path / IDENTITY_FILE
+
+    @property
+    def coordinator_key(self) -> Path:
+        return self.path / "coordinator.pub"
 
     @property
     def policy(self) -> Path:
@@ -112,6 +122,8 @@ def create_node(
         "policy": "policy.toml",
         "socket": "state/relay/worker.sock",
         "state-folder": "state",
+        "identity-key": IDENTITY_FILE,
+        "coordinator-key": "coordinator.pub",
         "ready-file": "state/worker-ready.json",
         "threads": threads,
     }
@@ -133,6 +145,7 @@ def create_node(
     request = JoinRequest(
         name=name,
         public_key=key.public.read_text(encoding="ascii").strip(),
+        identity_key=load_or_create_identity(folder.identity_key).public_line,
         num_examples=len(site.training),
         evaluate_num_examples=len(site.test),
         class_names=site.class_names,
@@ -151,6 +164,7 @@ def join(folder: NodeFolder, answer: JoinAnswer) -> NodeSettings:
             hint="ask the coordinator to admit this node's request file",
         )
     atomic_write_bytes(folder.authority, answer.authority.encode("ascii"))
+    atomic_write_text(folder.coordinator_key, answer.identity_key + "\n")
     settings = NodeSettings(
         name=answer.name,
         coordinator=answer.coordinator,

@@ -4,6 +4,8 @@
       study.toml        names the hospitals use, gateway address and port
       sites.json        admitted hospitals: node id, name, key fingerprint, counts, classes, shape
       runs/NAME/        one folder a run: events, checkpoints, model (written by the ServerApp)
+      identity.key      the coordinator's identity key, which signs the heads of its audit log
+      audit.jsonl       its audit log, over all runs
       authority.crt ... keys, certificates and Flower's state (``flower_processes.superlink``)
 
 The class names and the image shape of a run come from the admitted hospitals, which must agree
@@ -26,7 +28,10 @@ from instahide.atomic import atomic_path, atomic_write_text
 from instahide.errors import IntegrityError, InvalidInputError, RefusedError
 
 from .config import RunConfig
+from .coordinator.audit import open_audit_log
+from .identity import IDENTITY_FILE, load_identity, load_or_create_identity
 from .joining import JoinAnswer, JoinRequest
+from .plan import Plan
 from .provisioning import check_server_names
 
 SETTINGS, SITES, RUNS = "study.toml", "sites.json", "runs"
@@ -46,6 +51,7 @@ class AdmittedSite:
     evaluate_num_examples: int
     class_names: tuple[str, ...]
     image_shape: tuple[int, ...]
+    identity_key: str
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,7 @@ def create_study(path: Path, *, names: tuple[str, ...], listen: str, port: int) 
     if (path / SETTINGS).exists():
         raise RefusedError(f"{path} already holds a study", hint="use another folder")
     create_coordinator_folder(path, names=names)
+    load_or_create_identity(path / IDENTITY_FILE)
     lines = [
         f"names = {json.dumps(list(names))}  # in the gateway's certificate; hospitals use the first",
         f"listen = {json.dumps(listen)}  # address the gateway listens on",
@@ -156,12 +163,20 @@ def admit(study: Study, request: JoinRequest, node_id: int) -> JoinAnswer:
         evaluate_num_examples=request.evaluate_num_examples,
         class_names=request.class_names,
         image_shape=request.image_shape,
+        identity_key=request.identity_key,
+    )
+    open_audit_log(study.path).append(
+        "site-admitted", site=request.name, node_key=request.fingerprint, identity_key=request.identity
     )
     rows = [asdict(site) for site in [*others, admitted]]
     atomic_write_text(study.path / SITES, json.dumps(rows, indent=2) + "\n", mode=0o600)
     authority = (study.path / "authority.crt").read_text(encoding="ascii")
     return JoinAnswer(
-        name=request.name, coordinator=study.address, authority=authority, fingerprint=request.fingerprint
+        name=request.name,
+        coordinator=study.address,
+        authority=authority,
+        identity_key=load_identity(study.path / IDENTITY_FILE).public_line,
+        fingerprint=request.fingerprint,
     )
 
 
@@ -181,10 +196,10 @@ def _check_agree(site: AdmittedSite, request: JoinRequest) -> None:
         )
 
 
-def prepare_run(study: Study, settings: Mapping[str, Any]) -> RunConfig:
-    """Make the run's folder with its sites and initial weights; the complete settings.
+def run_config(study: Study, settings: Mapping[str, Any]) -> RunConfig:
+    """The complete settings of a new run: the sites' classes and shape, the study's folders.
 
-    Raises InvalidInputError for wrong settings or no hospitals, RefusedError if the run exists.
+    Raises InvalidInputError for wrong settings or no hospitals.
     """
     sites = study.sites()
     if not sites:
@@ -193,22 +208,42 @@ def prepare_run(study: Study, settings: Mapping[str, Any]) -> RunConfig:
         )
     shared = {"class-names": list(sites[0].class_names), "image-shape": list(sites[0].image_shape)}
     config = RunConfig.from_mapping({**shared, **settings})
+    return _with_folders(study, config)
+
+
+def _with_folders(study: Study, config: RunConfig) -> RunConfig:
+    folder = str(study.run_folder(config.run_name))
+    return replace(config, run_directory=folder, audit_folder=str(study.path))
+
+
+def prepare_run(study: Study, settings: Mapping[str, Any]) -> RunConfig:
+    """Make the run's folder with its sites and initial weights; the complete settings.
+
+    Raises InvalidInputError for wrong settings or no hospitals, RefusedError if the run exists.
+    """
+    config = run_config(study, settings)
     folder = study.run_folder(config.run_name)
     if folder.exists():
         raise RefusedError(
             f"there is a run called {config.run_name!r} already",
             hint="choose another --name, or `instahide coordinator resume` to continue that one",
         )
-    config = replace(config, run_directory=str(folder))
     folder.mkdir(mode=0o700, parents=True)
     try:
         write_initial_weights(config, folder / INITIAL_WEIGHTS)
-        write_run_sites(sites, folder / SITES)
+        write_run_sites(study.sites(), folder / SITES)
         atomic_write_text(folder / RUN_SETTINGS, json.dumps(config.to_mapping(), indent=2) + "\n")
     except BaseException:  # an unknown model, a full disk, Ctrl-C: the name stays free
         shutil.rmtree(folder, ignore_errors=True)
         raise
     return config
+
+
+def record_submission(study: Study, config: RunConfig, plan: Plan) -> None:
+    """Write down in the audit log that a run is about to be submitted, and under which plan."""
+    open_audit_log(study.path).append(
+        "run-submitted", run=config.run_name, plan_sha256=plan.sha256, bundle_sha256=plan.bundle_sha256
+    )
 
 
 def load_run(study: Study, name: str) -> RunConfig:
@@ -228,7 +263,7 @@ def load_run(study: Study, name: str) -> RunConfig:
         raise IntegrityError(
             f"{path} is damaged ({error})", hint="restore it from a copy, or start a new run"
         ) from error
-    return replace(config, run_directory=str(study.run_folder(name)))
+    return _with_folders(study, config)
 
 
 def run_is_served(folder: Path) -> bool:
@@ -247,6 +282,7 @@ def write_run_sites(sites: list[AdmittedSite], path: Path) -> None:
             "name": site.name,
             "num-examples": site.num_examples,
             "evaluate-num-examples": site.evaluate_num_examples,
+            "identity-key": site.identity_key,
         }
         for site in sites
     }

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from federation.identity import create_identity
 from federation.joining import JoinAnswer, JoinRequest, read_answer, read_request, write_exchange
 from federation.provisioning import create_authority, create_node_key
 from instahide.errors import InvalidInputError
@@ -32,6 +33,7 @@ def request_file(folder: Path) -> Path:
     request = JoinRequest(
         name="st-mary",
         public_key=key.public.read_text().strip(),
+        identity_key=create_identity(folder / "identity.key").public_line,
         num_examples=1_000,
         evaluate_num_examples=200,
         class_names=("benign", "malignant"),
@@ -47,6 +49,7 @@ def answer_file(folder: Path, request_file: Path) -> Path:
         name="st-mary",
         coordinator="fl.example.org:9443",
         authority=authority.certificate.read_text(),
+        identity_key=read_request(request_file).identity_key,
         fingerprint=read_request(request_file).fingerprint,
     )
     return write_exchange(answer, folder / "st-mary.join.json")
@@ -77,8 +80,8 @@ def test_the_two_kinds_are_not_confused(request_file: Path, answer_file: Path) -
 
 
 def test_another_release_is_named(request_file: Path, tmp_path: Path) -> None:
-    with pytest.raises(InvalidInputError, match="format version 2, this release reads 1"):
-        read_request(edited(request_file, tmp_path, {"format-version": 2}))
+    with pytest.raises(InvalidInputError, match="format version 1, this release reads 2"):
+        read_request(edited(request_file, tmp_path, {"format-version": 1}))
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
@@ -102,6 +105,8 @@ def test_a_huge_file_is_not_parsed(tmp_path: Path) -> None:
         ("name", ""),
         ("public-key", "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIE"),
         ("public-key", "\ud800"),
+        ("identity-key", "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIE"),
+        ("identity-key", "\ud800"),
         ("num-examples", -1),
         ("num-examples", True),
         ("num-examples", 1e3),
@@ -133,6 +138,7 @@ def test_a_wrong_entry_of_a_request_is_refused(
         ("authority", "not a certificate"),
         ("authority", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"),
         ("authority", "zürich"),
+        ("identity-key", "zürich"),
         ("fingerprint", "MD5:00"),
     ],
 )

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from federation.flower_processes.node import load_settings
+from federation.identity import create_identity
 from federation.joining import JoinAnswer, JoinRequest, read_request
 from federation.node_folder import (
     NodeFolder,
@@ -54,6 +55,7 @@ def answer_for(fingerprint: str, folder: Path) -> JoinAnswer:
         name="st-mary",
         coordinator="fl.example.org:9443",
         authority=create_authority(folder).certificate.read_text(),
+        identity_key=create_identity(folder / "identity.key").public_line,
         fingerprint=fingerprint,
     )
 
@@ -73,7 +75,7 @@ def test_a_node_is_made_with_key_policy_settings_and_request(tmp_path: Path, ima
 
 def test_folder_and_secrets_are_private(node: NodeFolder) -> None:
     assert node.path.stat().st_mode & 0o077 == 0
-    for path in (node.key, node.worker_config, node.policy):
+    for path in (node.key, node.identity_key, node.worker_config, node.policy):
         assert path.stat().st_mode & 0o077 == 0, path
 
 
@@ -128,6 +130,7 @@ def test_joining_writes_what_the_node_needs(node: NodeFolder, tmp_path: Path) ->
     assert load_settings(node.node_config) == settings
     assert (settings.coordinator, settings.worker_socket) == ("fl.example.org:9443", node.socket)
     assert node.authority.read_text() == answer.authority
+    assert node.coordinator_key.read_text().strip() == answer.identity_key
     assert relay_process(node).command[-1] == str(node.node_config)
 
 

@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from federation.coordinator.sites import SiteBook
+from federation.identity import load_or_create_identity
 from federation.joining import JoinRequest
 from federation.provisioning import create_node_key
 from federation.study import (
@@ -41,6 +42,7 @@ def request_of(name: str, folder: Path, **changes: Any) -> JoinRequest:
     values: dict[str, Any] = {
         "name": name,
         "public_key": public.read_text().strip(),
+        "identity_key": load_or_create_identity(folder / name / "identity.key").public_line,
         "num_examples": 100,
         "evaluate_num_examples": 20,
         "class_names": ("benign", "malignant"),

@@ -16,6 +16,7 @@ from federation.commands.console import describe_event
 from federation.commands.coordinator import parse_settings
 from federation.config import RunConfig
 from federation.flower_processes.control import NodeRecord, RunStatus
+from federation.identity import create_identity
 from federation.joining import JoinRequest, read_answer, write_exchange
 from federation.provisioning import create_node_key
 from federation.study import load_run, load_study
@@ -77,6 +78,7 @@ def request_file(folder: Path, name: str, **changes: Any) -> Path:
     values: dict[str, Any] = {
         "name": name,
         "public_key": create_node_key(folder / name).public.read_text().strip(),
+        "identity_key": create_identity(folder / name / "identity.key").public_line,
         "num_examples": 100,
         "evaluate_num_examples": 20,
         "class_names": ("benign", "malignant"),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from federation.cli import run
+from federation.identity import load_or_create_identity
 from federation.joining import JoinAnswer, read_request, write_exchange
 from federation.provisioning import certificate_fingerprint, create_authority, create_node_key
 
@@ -35,6 +36,7 @@ def answer_file(folder: Path, fingerprint: str) -> Path:
         name="st-mary",
         coordinator="fl.example.org:9443",
         authority=authority.read_text(),
+        identity_key=load_or_create_identity(folder / "identity.key").public_line,
         fingerprint=fingerprint,
     )
     return write_exchange(answer, folder / "st-mary.join.json")
