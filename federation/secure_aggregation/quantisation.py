@@ -6,7 +6,7 @@ A site with n_i images, of at most M (max-examples), and update x:
     weight      w_i = n_i / M
     round       q = floor(w_i x / step + u),  u uniform in (0, 1):  E[q] step = w_i x,  |error| < step
 
-    L = floor((2^(b-1) - 1) / n) - noise-levels,  step = c / L
+    L = min(2^40, floor((2^(b-1) - 1) / n) - noise-levels),  step = c / L
     n (L + noise-levels) <= 2^(b-1) - 1:  the sum over any of the n sites never wraps
 
 The server decodes  mean = M step Σ q_i / Σ n_i  with Σ n_i from a channel, so no n_i is ever seen.
@@ -15,7 +15,8 @@ Rounding at random makes the mean unbiased; its standard error from rounding is 
     M step sqrt(m) / (2 Σ n_i)                   for m sites, as the variance of one rounding is <= 1/4
 
 which is why max-examples should be near the largest site. ``noise-levels`` reserves room for noise
-that a site adds to q before masking. Uniforms have 32 bits: the bias is below step 2^-32.
+that a site adds to q before masking. Float64 carries w_i x / step + u to 2^-52 L and u has 32 bits, so
+the bias is below step (2^-33 + 2^-53 L), at most 2^-13 step; more than 2^40 levels a float64 cannot fill.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from .parameters import MAX_SITES, MAX_VECTOR_LENGTH, RING_BITS
 from .statements import statement_hash
 
 FEWEST_LEVELS: Final = 64
+MOST_LEVELS: Final = 2**40
 CHUNK: Final = 1 << 16
 TEST_VECTOR_LENGTH: Final = 4096
 _LARGEST_COUNT: Final = 10**12
@@ -102,7 +104,8 @@ class QuantisationPlan:
     @property
     def levels(self) -> int:
         """L: a site's entries lie in -L..L before noise."""
-        return ((1 << (self.ring_bits - 1)) - 1) // self.num_sites - self.noise_levels
+        fitting = ((1 << (self.ring_bits - 1)) - 1) // self.num_sites - self.noise_levels
+        return min(MOST_LEVELS, fitting)
 
     @property
     def step(self) -> float:

@@ -181,7 +181,7 @@ class SiteSession:
             )
         if request.server_round <= self._spent_round:
             raise RefusedError(
-                f"this site has given its shares for round {request.server_round}",
+                f"round {request.server_round} is over for this site: shares were given",
                 hint="go on to a later round: two sums of one round would give away their difference",
             )
         return participants
