@@ -330,7 +330,13 @@ class RunConfig(TrainingSettings):
                 "differential-privacy client needs every update clipped to a norm",
                 hint="set max-update-norm above 0 and over-norm to clip",
             )
-        if self.strategy in ("median", "trimmed-mean"):
+        if self.secure_aggregation:
+            raise InvalidInputError(
+                "differential-privacy client has the coordinator clip and add noise, and secure-aggregation "
+                "hides from it what to clip",
+                hint="set one of the two; differential-privacy example goes with secure-aggregation",
+            )
+        if self.strategy not in ("fedavg", "fedprox", "fedadam"):
             raise InvalidInputError(
                 f"differential-privacy client adds noise to a mean, and strategy {self.strategy} takes none",
                 hint="set strategy to fedavg, fedprox or fedadam",

@@ -163,6 +163,8 @@ def composed_epsilon(
         accountant.history = list(merged)
         return float(accountant.get_epsilon(delta))
     if method == "pld":
+        if all(q == 1.0 for _, q, _ in merged):
+            return gaussian_epsilon(delta, math.sqrt(sum(n / z**2 for z, _, n in merged)))
         order = 4
         rough = rdp_to_epsilon(sum(n * sampled_gaussian_rdp(z, q, order) for z, q, n in merged), order, delta)
         return rough if rough > _WIDEST else float(_sampled_gaussian_loss(merged).get_epsilon(delta))

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from ..config import RunConfig
+from .client_privacy import ClientGuarantee
 from .outputs import MetricsTable
+from .privacy_statement import privacy_statement
 
 _LIMITS_OF_ENCODING = """\
 The sites trained on InstaHide encodings (Huang, Song, Li, Arora, ICML 2020). InstaHide is **not
@@ -17,6 +19,10 @@ _LIMITS_OF_PLAIN = """\
 The sites trained on their images as they are, without encoding. Nothing here gives a privacy
 guarantee in numbers, and none is stated."""
 
+_LIMITS_BESIDE_PRIVACY = """\
+The sites trained on their images as they are, without encoding. What is promised in numbers is under
+"Differential privacy", and nothing beyond it."""
+
 _LIMITS_OF_UPDATES = """\
 The coordinator saw every site's update in the clear in every round. Images, or encodings of
 them, can be reconstructed from updates, and membership of a patient's image in the training data
@@ -24,8 +30,10 @@ can be inferred from the model itself. Treat this file as you would treat data d
 patients. Before clinical use the model needs validation that this run does not provide."""
 
 
-def write_model_card(config: RunConfig, table: MetricsTable, server_round: int) -> str:
-    """The card as Markdown."""
+def write_model_card(
+    config: RunConfig, table: MetricsTable, server_round: int, guarantee: ClientGuarantee | None = None
+) -> str:
+    """The card as Markdown; ``guarantee`` is that of a run with client-level differential privacy."""
     rows = [row for row in table.rounds if "sites" in row]
     last: dict[str, Any] = next((row for row in reversed(table.rounds) if "evaluate-num-examples" in row), {})
     sections = [
@@ -33,11 +41,13 @@ def write_model_card(config: RunConfig, table: MetricsTable, server_round: int) 
         "## Trained on\n\n" + _sites_table(rows),
         "## Measured on the sites' test images\n\n" + _accuracies(last),
         "## Settings\n\n" + _settings(config),
-        "## Limits\n\n"
-        + (_LIMITS_OF_PLAIN if config.encoding == "none" else _LIMITS_OF_ENCODING)
-        + "\n\n"
-        + _LIMITS_OF_UPDATES,
     ]
+    statement = privacy_statement(config, rows, guarantee)
+    limits = _LIMITS_OF_PLAIN if config.encoding == "none" else _LIMITS_OF_ENCODING
+    if statement:
+        sections.append("## Differential privacy\n\n" + statement)
+        limits = _LIMITS_BESIDE_PRIVACY if config.encoding == "none" else limits
+    sections.append("## Limits\n\n" + limits + "\n\n" + _LIMITS_OF_UPDATES)
     return "\n\n".join(sections) + "\n"
 
 

@@ -26,6 +26,7 @@ from ..config import RunConfig
 from ..messages import EVALUATE, TRAIN, Arrays, RoundRequest
 from ..packing import arrays_sha256
 from .checkpoints import Checkpoint
+from .client_privacy import NoisyMean, with_client_privacy
 from .collection import Collector
 from .grid import Clock, RoundGrid, SystemClock
 from .model_card import write_model_card
@@ -90,6 +91,7 @@ class _Run:
         self._done = 0
         self._first_round = True
         self._weights = directory.initial_weights()
+        self._aggregator = with_client_privacy(self._aggregator, config, directory.path, self._weights)
 
     def carry_out(self) -> RunResult:
         self._start()
@@ -168,7 +170,10 @@ class _Run:
 
     def _finish(self) -> RunResult:
         model_path = self._directory.write_model(self._weights, self._config, self._done)
-        card = write_model_card(self._config, self._table, self._done)
+        guarantee = None
+        if isinstance(self._aggregator, NoisyMean):
+            guarantee = self._aggregator.guarantee(self._config.target_delta)
+        card = write_model_card(self._config, self._table, self._done, guarantee)
         atomic_write_text(self._directory.path / "model_card.md", card)
         digest = {"model-sha256": file_sha256(model_path)}
         self._events.emit("run-finished", rounds=self._done, model=model_path.name, **digest)
