@@ -46,6 +46,7 @@ def init(
 
     Example: instahide coordinator init study/ --host fl.example.org --host 10.0.0.5
     """
+    from ..identity import IDENTITY_FILE, load_identity
     from ..provisioning import certificate_expiry, certificate_fingerprint
     from ..study import create_study
 
@@ -54,6 +55,7 @@ def init(
         "study": str(made.path),
         "address": made.address,
         "authority-sha256": certificate_fingerprint(made.path / "authority.crt"),
+        "identity": load_identity(made.path / IDENTITY_FILE).fingerprint,
         "gateway-certificate-expires": certificate_expiry(made.path / "gateway.crt").date().isoformat(),
     }
     if output is OutputFormat.json:
@@ -61,6 +63,7 @@ def init(
         return
     typer.echo(f"study made in {study}; hospitals will connect to {made.address}")
     typer.echo(f"authority fingerprint (read it out to the hospitals): {facts['authority-sha256']}")
+    typer.echo(f"identity key fingerprint (read it out as well): {facts['identity']}")
     typer.echo(f"the gateway's certificate ends on {facts['gateway-certificate-expires']}")
     typer.echo(f"next: instahide coordinator start {study}")
 
@@ -125,11 +128,18 @@ def admit(
     write_exchange(answer, target)
     if output is OutputFormat.json:
         print_json(
-            {"name": asked.name, "node-id": node_id, "fingerprint": asked.fingerprint, "answer": str(target)}
+            {
+                "name": asked.name,
+                "node-id": node_id,
+                "fingerprint": asked.fingerprint,
+                "identity": asked.identity,
+                "answer": str(target),
+            }
         )
         return
     typer.echo(f"{asked.name} admitted: {asked.num_examples:,} images, {len(asked.class_names)} classes")
     typer.echo(f"its key has the fingerprint {asked.fingerprint}; compare by telephone")
+    typer.echo(f"its identity key {asked.identity}; compare as well")
     typer.echo(f"send back {target}")
 
 
@@ -153,7 +163,46 @@ def run(
     values = _not_ours({**_read_settings(config), **parse_settings(settings)}) | {"run-name": name}
     with _control(made.path) as control:
         run_config = prepare_run(made, values)
-        _submit_and_follow(control, run_config, output)
+        _submit_and_follow(control, made, run_config, output)
+
+
+@app.command("plan")
+def plan(
+    study: Path = STUDY,
+    name: str = typer.Option(..., "--name", help="Name of the run; one that exists would be resumed."),
+    config: Path | None = typer.Option(None, help="TOML file with the run's settings."),
+    settings: list[str] = typer.Option(
+        [], "--set", help="One setting as KEY=VALUE; repeat. `coordinator settings` lists them all."
+    ),
+    out: Path | None = typer.Option(None, help="Where to write the plan (default: NAME.plan.json here)."),
+    output: OutputFormat = FORMAT,
+) -> None:
+    """Write the plan of a run for the sites to approve beforehand; nothing is started.
+
+    Give the settings that `coordinator run` (or, for a run that exists, `coordinator resume`) will be
+    given: the plan is the same.
+
+    Example: instahide coordinator plan study/ --name trial-1 --set model=resnet18
+    """
+    from ..config import RunConfig
+    from ..flower_processes.bundle import build_bundle
+    from ..plan import Plan, write_plan
+    from ..study import load_run, load_study, run_config
+
+    made = load_study(study)
+    values = _not_ours({**_read_settings(config), **parse_settings(settings)}) | {"run-name": name}
+    if name in made.run_names():
+        planned = RunConfig.from_mapping(load_run(made, name).to_mapping() | values)
+    else:
+        planned = run_config(made, values)
+    target = out or Path(f"{name}.plan.json")
+    made_plan = Plan.of(planned, bundle_sha256=build_bundle().sha256)
+    write_plan(made_plan, target)
+    if output is OutputFormat.json:
+        print_json({"sha256": made_plan.sha256, "run": name, "file": str(target)})
+        return
+    typer.echo(f"plan {made_plan.short} of run {name} is in {target}; send it to the sites")
+    typer.echo(f"there: instahide node plan approve NODE --file {target.name}")
 
 
 @app.command("resume")
@@ -175,7 +224,7 @@ def resume(
     made = load_study(study)
     values = load_run(made, name).to_mapping() | _not_ours(parse_settings(settings)) | {"resume": True}
     with _control(made.path) as control:
-        _submit_and_follow(control, RunConfig.from_mapping(values), output)
+        _submit_and_follow(control, made, RunConfig.from_mapping(values), output)
 
 
 @app.command("status")
@@ -279,7 +328,7 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
 
 def _not_ours(values: dict[str, Any]) -> dict[str, Any]:
     """``values``, unless they hold a setting that the verb itself decides."""
-    for key in ("run-name", "run-directory", "resume"):
+    for key in ("run-name", "run-directory", "audit-folder", "resume"):
         if key in values:
             raise InvalidInputError(
                 f"{key} cannot be set", hint="it follows from the study, the verb and the run's name"
@@ -315,13 +364,20 @@ def _wait_for_server_app(folder: Path) -> None:
         time.sleep(0.1)
 
 
-def _submit_and_follow(control: Any, config: Any, output: OutputFormat) -> None:
+def _submit_and_follow(control: Any, study: Any, config: Any, output: OutputFormat) -> None:
     from ..flower_processes.bundle import build_bundle
     from ..following import EventTail, follow_run, raise_unless_completed
+    from ..plan import Plan
+    from ..study import record_submission
 
     folder = Path(config.run_directory)
     tail = EventTail(folder / "events.jsonl", from_start=not config.resume)
-    run_id = control.submit_run(build_bundle(), config.to_run_config())
+    bundle = build_bundle()
+    plan = Plan.of(config, bundle_sha256=bundle.sha256)
+    record_submission(study, config, plan)
+    if output is OutputFormat.text:
+        typer.echo(f"plan {plan.short}: sites serve it once they have approved it")
+    run_id = control.submit_run(bundle, config.to_run_config())
     seen: list[dict[str, Any]] = []
 
     def show(event: dict[str, Any]) -> None:
@@ -335,8 +391,7 @@ def _submit_and_follow(control: Any, config: Any, output: OutputFormat) -> None:
     except KeyboardInterrupt:
         control.stop_run(run_id)
         _wait_for_server_app(folder)
-        study = folder.parent.parent
-        typer.echo(f"stopped; go on with: instahide coordinator resume {study} {folder.name}", err=True)
+        typer.echo(f"stopped; go on with: instahide coordinator resume {study.path} {folder.name}", err=True)
         raise
     raise_unless_completed(final, seen)
     last = [event for event in seen if event["event"] == "evaluation-finished"]

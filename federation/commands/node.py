@@ -10,6 +10,7 @@ import typer
 
 from instahide.errors import FederationError
 
+from . import node_plan
 from .console import OutputFormat, print_json
 from .node_privacy import privacy
 
@@ -64,10 +65,18 @@ def init(
         threads=threads,
     )
     if output is OutputFormat.json:
-        print_json({"node": str(folder.path), "request": str(path), "fingerprint": request.fingerprint})
+        print_json(
+            {
+                "node": str(folder.path),
+                "request": str(path),
+                "fingerprint": request.fingerprint,
+                "identity": request.identity,
+            }
+        )
         return
     typer.echo(f"{name}: {request.num_examples:,} training and {request.evaluate_num_examples:,} test images")
     typer.echo(f"key fingerprint (read it out to the coordinator): {request.fingerprint}")
+    typer.echo(f"identity key fingerprint (read it out as well):   {request.identity}")
     typer.echo(f"send {path} to the coordinator; read and edit {folder.policy}")
 
 
@@ -81,6 +90,7 @@ def join(
 
     Example: instahide node join st-mary/ st-mary.join.json
     """
+    from ..identity import identity_fingerprint
     from ..joining import read_answer
     from ..node_folder import NodeFolder
     from ..node_folder import join as take_in
@@ -91,13 +101,15 @@ def join(
     facts = {
         "coordinator": settings.coordinator,
         "authority-sha256": certificate_fingerprint(folder.authority),
+        "coordinator-identity": identity_fingerprint(folder.coordinator_key.read_text(encoding="ascii")),
     }
     if output is OutputFormat.json:
         print_json(facts)
         return
     typer.echo(f"joined: the coordinator is {settings.coordinator}")
     typer.echo(f"compare its authority fingerprint by telephone: {facts['authority-sha256']}")
-    typer.echo(f"next: instahide node start {node}")
+    typer.echo(f"and its identity key: {facts['coordinator-identity']}")
+    typer.echo(f"next: instahide node start {node}, and instahide node plan list {node} for each run")
 
 
 @app.command("start")
@@ -148,6 +160,7 @@ def start(
 
 
 app.command("privacy")(privacy)
+app.add_typer(node_plan.app, name="plan")
 
 
 @app.command("status")

@@ -16,13 +16,17 @@ from pathlib import Path
 from instahide.atomic import atomic_write_text
 from instahide.errors import FederationError
 
+from ..config import RunConfig
+from ..flower_processes.bundle import Bundle
 from ..flower_processes.control import ControlClient
 from ..flower_processes.node import supervised_node
 from ..flower_processes.superlink import Coordinator, CoordinatorFolder, start_coordinator
 from ..joining import JoinRequest
 from ..node_folder import READY_SECONDS, NodeFolder, create_node, join, relay_process, worker_process
+from ..node_plans import approve
+from ..plan import Plan
 from ..site.policy import default_policy_text
-from ..study import Study, admit, create_study
+from ..study import Study, admit, create_study, record_submission
 from ..supervision import ManagedProcess, RestartedProcess, free_port
 from .data import DemoData, Hospital, save_part
 from .settings import DemoSettings
@@ -106,6 +110,15 @@ def wait_until_connected(federation: Federation) -> None:
         time.sleep(0.2)
 
 
+def approve_plan(federation: Federation, config: RunConfig, bundle: Bundle) -> Plan:
+    """What `instahide node plan approve` does, at every hospital, before the run is submitted."""
+    plan = Plan.of(config, bundle_sha256=bundle.sha256)
+    record_submission(federation.study, config, plan)
+    for hospital in federation.hospitals.values():
+        approve(hospital.folder, plan, by="the demonstration")
+    return plan
+
+
 def _make_hospital(
     settings: DemoSettings, data: DemoData, hospital: Hospital
 ) -> tuple[NodeFolder, JoinRequest]:
@@ -135,7 +148,6 @@ def _write_policy(settings: DemoSettings, path: Path) -> None:
         ("encoding-required = true", "encoding-required = false  # the demonstration compares both"),
         ("max-update-exposures = 1", f"max-update-exposures = {settings.max_update_exposures}"),
         ("minimum-examples = 50", "minimum-examples = 20"),
-        ("plan-approval = true", "plan-approval = false"),
     ):
         assert strict in text, strict
         text = text.replace(strict, here)

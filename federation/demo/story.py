@@ -23,7 +23,7 @@ from ..commands.console import describe_event
 from ..following import EventTail, follow_run, raise_unless_completed
 from ..study import prepare_run
 from .data import DemoData, prepare
-from .hospitals import Federation, running_federation, wait_until_connected
+from .hospitals import Federation, approve_plan, running_federation, wait_until_connected
 from .settings import HOSPITALS, VICTIM, DemoSettings
 
 Say = Callable[[str], None]
@@ -135,7 +135,10 @@ def _federated(
     say(f"federated run on {kind}: {settings.num_server_rounds} rounds")
     config = prepare_run(federation.study, settings.run_settings(name=name, encoded=encoded))
     folder = federation.study.run_folder(name)
-    run_id = federation.control.submit_run(build_bundle(), config.to_run_config())
+    bundle = build_bundle()
+    plan = approve_plan(federation, config, bundle)
+    say(f"  the hospitals approve its plan {plan.short}; a run of any other plan would be refused")
+    run_id = federation.control.submit_run(bundle, config.to_run_config())
     events: list[dict[str, Any]] = []
     accident = Accident(settings, federation, say) if encoded else None
 

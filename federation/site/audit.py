@@ -5,6 +5,8 @@
     request-accepted    run, round, kind, plan, the coordinator's signed head
     update-sent         norm, bytes and SHA-256 of the update; exposures in total
     measurement-sent    an evaluation's figures went out, without weights
+    session-opened      secure aggregation: a session key was signed
+    shares-given        secure aggregation: the coordinator may open the sum of a round
     request-refused     kind of refusal and, for the site's own rules, the reason
     request-abandoned   the relay left, or the worker stopped
     plan-pending        a plan nobody here has seen yet
@@ -20,19 +22,22 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from instahide import __version__
-from instahide.errors import InstaHideError, IntegrityError, RefusedError
-from instahide.exposure import ExposureCounts
+from instahide.errors import InstaHideError, IntegrityError, InvalidInputError, RefusedError
 
 from ..audit_log import AuditLog, Record, SignedHead
-from ..identity import identity_fingerprint
+from ..identity import IDENTITY_FILE, Identity, identity_fingerprint, load_or_create_identity
 from ..messages import ERROR, EVALUATE, MAX_TEXT, Arrays, Refusal, RoundRequest, SiteReply, one_line
 from ..packing import arrays_sha256
 from ..plan import Plan
+from .worker_config import WorkerConfig
+
+if TYPE_CHECKING:
+    from instahide.exposure import ExposureCounts
 
 AUDIT_FILE = "audit.jsonl"
 
@@ -99,17 +104,27 @@ class SiteAudit:
             **head,
         )
 
-    def sent(self, request: RoundRequest, reply: SiteReply, exposures: ExposureCounts) -> SignedHead:
-        """The reply is about to leave; the head that goes with it."""
+    def aggregated(self, request: RoundRequest, event: str) -> SignedHead:
+        """A message of secure aggregation without weights is about to leave."""
+        return self._log.sign(
+            self._append(event, **_naming(request.kind, request.run_name, request.server_round))
+        )
+
+    def sent(
+        self, request: RoundRequest, reply: SiteReply, exposures: ExposureCounts, *, update: Arrays
+    ) -> SignedHead:
+        """The reply is about to leave; the head that goes with it. ``update``: the weights, masked or not."""
         about = _naming(request.kind, request.run_name, request.server_round)
         if request.kind == EVALUATE:
             return self._log.sign(self._append("measurement-sent", **about))
+        masked = reply.aggregation_record
         record = self._append(
             "update-sent",
             **about,
-            norm=update_norm(reply.arrays, request.arrays),
-            bytes=sum(array.nbytes for array in reply.arrays.values()),
-            update_sha256=arrays_sha256(reply.arrays),
+            masked=bool(masked),
+            norm=update_norm(update, request.arrays),
+            bytes=len(masked) or sum(array.nbytes for array in reply.arrays.values()),
+            update_sha256=hashlib.sha256(masked).hexdigest() if masked else arrays_sha256(reply.arrays),
             exposures_own=int(exposures.own.sum()),
             exposures_partner=int(exposures.partner.sum()),
             exposures_largest=int(exposures.own.max(initial=0)),
@@ -137,6 +152,28 @@ class SiteAudit:
     def abandoned(self, kind: str, settings: Mapping[str, Any]) -> None:
         """Nobody waits for the reply any more."""
         self._append("request-abandoned", **_asked(kind, settings))
+
+
+def site_identity(config: WorkerConfig) -> Identity:
+    """The identity key that ``worker.toml`` names, else the state folder's own; made the first time."""
+    own = config.path(config.state_folder) / IDENTITY_FILE
+    return load_or_create_identity(config.path(config.identity_key) if config.identity_key else own)
+
+
+def open_site_log(config: WorkerConfig) -> AuditLog:
+    """The audit log of the site of ``worker.toml``, begun under its identity key the first time.
+
+    Raises:
+        InstaHideError: the log's end or the key is damaged, or the log was begun under another key.
+    """
+    state = config.path(config.state_folder)
+    state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        return AuditLog(state / AUDIT_FILE, site_identity(config), role="site", name=config.site_name)
+    except OSError as error:
+        raise InvalidInputError(
+            f"the audit log cannot be written: {error.strerror}", hint="check the state folder's disk"
+        ) from error
 
 
 def update_norm(update: Arrays, received: Arrays) -> float:

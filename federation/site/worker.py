@@ -46,16 +46,15 @@ from instahide.models import build_model
 from instahide.training import train
 from instahide.training_config import TrainingConfig
 
-from ..audit_log import AuditLog
 from ..frames import BUNDLE_KEY, Frame
-from ..identity import IDENTITY_FILE, load_or_create_identity
 from ..messages import SiteReply
 from ..privacy_ledger import LEDGER_NAME as PRIVACY_LEDGER_NAME
 from ..privacy_ledger import PrivacyLedger
-from .audit import AUDIT_FILE, AuditFailedError, SiteAudit
+from .audit import AuditFailedError, SiteAudit, open_site_log, site_identity
 from .dataset import SiteData, load_site_data, register
 from .listener import Listener
 from .log import path_scrubber, set_up_logging
+from .masked_rounds import MaskedRounds
 from .plans import PlanBook
 from .policy import load_policy
 from .privacy_budget import SitePrivacy
@@ -92,7 +91,11 @@ def open_site(config: WorkerConfig, *, accept_changed_data: bool = False) -> Sit
     ledger = ExposureLedger(state / LEDGER_NAME)
     register(data, ledger, state, accept_changes=accept_changed_data)
     data = _without_copies(data, ledger)
-    audit = open_audit(config)
+    audit = SiteAudit(
+        open_site_log(config),
+        coordinator_key=config.path(config.coordinator_key) if config.coordinator_key else None,
+        scrub=path_scrubber(_paths(config)),
+    )
     tasks = SiteTasks(
         config.site_name,
         data,
@@ -100,6 +103,7 @@ def open_site(config: WorkerConfig, *, accept_changed_data: bool = False) -> Sit
         history=RunHistory(state),
         plans=PlanBook(state),
         audit=audit,
+        masked_rounds=MaskedRounds(config.site_name, lambda: site_identity(config).private_key),
         privacy=SitePrivacy(PrivacyLedger(state / PRIVACY_LEDGER_NAME)),
         policy_path=config.path(config.policy),
         encodings_folder=state / ENCODINGS_NAME,
@@ -107,26 +111,6 @@ def open_site(config: WorkerConfig, *, accept_changed_data: bool = False) -> Sit
         threads=config.threads,
     )
     return Site(config, data, ledger, tasks, audit)
-
-
-def open_audit(config: WorkerConfig) -> SiteAudit:
-    """The site's audit log, begun under its identity key the first time.
-
-    Raises:
-        InstaHideError: the log's end or the key is damaged, or the log was begun under another key.
-    """
-    state = _state_folder(config)
-    identity = load_or_create_identity(
-        config.path(config.identity_key) if config.identity_key else state / IDENTITY_FILE
-    )
-    try:
-        log = AuditLog(state / AUDIT_FILE, identity, role="site", name=config.site_name)
-    except OSError as error:
-        raise InvalidInputError(
-            f"the audit log cannot be written: {error.strerror}", hint="check the state folder's disk"
-        ) from error
-    coordinator_key = config.path(config.coordinator_key) if config.coordinator_key else None
-    return SiteAudit(log, coordinator_key=coordinator_key, scrub=path_scrubber(_paths(config)))
 
 
 def _without_copies(data: SiteData, ledger: ExposureLedger) -> SiteData:
@@ -194,7 +178,12 @@ def _answering(tasks: SiteTasks) -> Callable[[Frame, Callable[[], bool]], SiteRe
         if not isinstance(settings, Mapping) or not isinstance(bundle, str):
             raise InvalidInputError("the request's fields have wrong types", hint="send text and a mapping")
         return tasks.answer(
-            frame.kind, settings, dict(frame.arrays), bundle_sha256=bundle, should_stop=should_stop
+            frame.kind,
+            settings,
+            dict(frame.arrays),
+            aggregation_record=frame.octets,
+            bundle_sha256=bundle,
+            should_stop=should_stop,
         )
 
     return answer

@@ -25,7 +25,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from federation.demo.data import DemoData, prepare, save_part
-from federation.demo.hospitals import running_federation, wait_until_connected
+from federation.demo.hospitals import approve_plan, running_federation, wait_until_connected
 from federation.demo.settings import HOSPITALS, DemoSettings
 from federation.flower_processes.bundle import build_bundle, bundle_from_folder
 from federation.flower_processes.control import ControlClient
@@ -49,7 +49,9 @@ def our_rounds(root: Path, data: DemoData, rounds: int) -> tuple[list[float], li
         values = settings.run_settings(name="benchmark", encoded=False) | {"evaluate": False}
         config = prepare_run(federation.study, values)
         folder = federation.study.run_folder("benchmark")
-        run_id = federation.control.submit_run(build_bundle(), config.to_run_config())
+        bundle = build_bundle()
+        approve_plan(federation, config, bundle)
+        run_id = federation.control.submit_run(bundle, config.to_run_config())
         events: list[dict[str, object]] = []
         status = follow_run(federation.control, run_id, EventTail(folder / "events.jsonl"), events.append)
         raise_unless_completed(status, events)

@@ -10,14 +10,18 @@ from typing import Any
 
 import pytest
 
+from federation.audit_verification import read_log
 from federation.cli import run
 from federation.commands import coordinator
 from federation.commands.console import describe_event
 from federation.commands.coordinator import parse_settings
 from federation.config import RunConfig
+from federation.flower_processes.bundle import build_bundle
 from federation.flower_processes.control import NodeRecord, RunStatus
 from federation.identity import create_identity
-from federation.joining import JoinRequest, read_answer, write_exchange
+from federation.joining import JoinRequest, read_answer, read_request, write_exchange
+from federation.messages import RoundRequest
+from federation.plan import Plan, read_plan
 from federation.provisioning import create_node_key
 from federation.study import load_run, load_study
 from instahide.errors import InvalidInputError
@@ -165,6 +169,7 @@ def test_admit_registers_and_answers_beside_the_request(
         "name": "st-mary",
         "node-id": 100,
         "fingerprint": answer.fingerprint,
+        "identity": read_request(request).identity,
         "answer": str(tmp_path / "st-mary.join.json"),
     }
     assert answer.coordinator == "fl.example.org:9443"
@@ -391,3 +396,31 @@ def test_events_for_machines_are_not_shown() -> None:
     assert describe_event({"event": "evaluation-finished", "metrics": {}}) == (
         "last model measured: no site answered"
     )
+
+
+def test_the_plan_is_the_one_that_the_run_is_submitted_under(
+    admitted: Path, control: FakeControl, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exported before the run, while it is started, and for a longer run that would resume it."""
+    control.events = [{"event": "run-finished", "rounds": 3}]
+    words = [str(admitted), "--name", "trial", "--set", "learning-rate=1"]
+    out = tmp_path / "trial.plan.json"
+    assert run(["coordinator", "plan", *words, "--out", str(out), "--format", "json"]) == 0
+    before = json.loads(capsys.readouterr().out)
+    plan = read_plan(out)
+    assert before == {"sha256": plan.sha256, "run": "trial", "file": str(out)}
+    assert not (admitted / "runs").exists()
+    assert run(["coordinator", "run", *words]) == 0
+    assert f"plan {plan.short}: " in capsys.readouterr().out
+    [submitted] = [record for record in read_log(admitted / "audit.jsonl").records if "run" in record.event]
+    assert submitted.fields == {
+        "run": "trial",
+        "plan-sha256": plan.sha256,
+        "bundle-sha256": build_bundle().sha256,
+    }
+    told = RoundRequest.for_round(RunConfig.from_run_config(control.submitted[0]), 1, {})
+    assert Plan.of(told, bundle_sha256=build_bundle().sha256) == plan
+
+    longer = ["--set", "num-server-rounds=9", "--out", str(out)]
+    assert run(["coordinator", "plan", str(admitted), "--name", "trial", *longer]) == 0
+    assert [key for key, *_ in read_plan(out).differences(plan)] == ["num-server-rounds"]
