@@ -19,13 +19,14 @@ from typing import Any
 
 import torch
 
-from instahide.dp_training import train_with_dp
+from instahide.dp_training import PrivateSum, train_with_dp
 from instahide.encoder import Encoder
 from instahide.errors import InstaHideError, InvalidInputError, RefusedError
 from instahide.evaluation import evaluate
 from instahide.exposure import THROUGH_UPDATES, ExposureLedger
 from instahide.images import ImageSet
 from instahide.models import ImageClassifier, ModelSpec, build_model
+from instahide.privacy_curves import require
 from instahide.training import DivergedError, TrainingResult, train
 from instahide.training_config import TrainingConfig
 from instahide.training_device import resolve_device
@@ -214,6 +215,8 @@ class SiteTasks:
         """Charge a round with differential privacy, on disk, before it is trained."""
         num_examples = len(self._data.training)
         num_weights = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+        require("opacus")  # whatever would end the training is better said before it is paid for
+        PrivateSum(num_weights, request.max_grad_norm, request.noise_multiplier)
         event = self._privacy.event_of(request, num_examples=num_examples, num_weights=num_weights)
         try:
             self._privacy.admit(request, event, policy)
