@@ -39,8 +39,11 @@ def model_membership(
     encode: Annotated[
         bool, typer.Option("--encode", help="Train target and shadow models on encodings.")
     ] = False,
+    releases: Annotated[
+        int, typer.Option(min=1, metavar="T", help="With --encode: releases, taken in turn by the epochs.")
+    ] = 1,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="With --encode: new encodings every epoch, not one release.")
+        bool, typer.Option("--fresh", help="With --encode: new encodings every epoch instead.")
     ] = False,
     num_mixed: Annotated[int, typer.Option(help="With --encode: images in one encoding.")] = 4,
     num_private: Annotated[int, typer.Option(help="With --encode and --public: private ones.")] = 2,
@@ -64,7 +67,7 @@ def model_membership(
 
     With DATA, a target and shadow models are trained here, all alike: on plain
     images, or with --encode on encodings, as an attacker who knows the defence
-    would. With --settings, images, pool and the law of the encodings are the file's.
+    would. With --settings images, pool, law and releases of encodings are the file's.
     With --scores, numbers of your own models are judged.
 
     Scores: target_logits (M,K) with labels (M), or target_probabilities (M) of the
@@ -98,9 +101,12 @@ def model_membership(
             raise InvalidInputError("--settings says how to encode", hint="leave out --encode and --public")
         wanted = read_settings(settings)
         data, public, law, encode = wanted.private, wanted.public, wanted.encoding, True
+        releases = wanted.releases
     assert data is not None
-    if not encode and (public is not None or fresh or queries == "encoded"):
-        raise InvalidInputError("--public, --fresh and encoded queries need --encode", hint="add --encode")
+    if not encode and (public is not None or fresh or releases > 1 or queries == "encoded"):
+        raise InvalidInputError(
+            "--public, --releases, --fresh and encoded queries need --encode", hint="add --encode"
+        )
     with progress_bar("reading"):
         images, pool = _read(data, public, max_images, seed)
     if encode and law is None:
@@ -115,6 +121,7 @@ def model_membership(
             training=training,
             law=law,
             public=pool,
+            releases=releases,
             fresh_every_epoch=fresh,
             num_canaries=min(canaries, len(images) // 10),
             seed=seed,

@@ -11,6 +11,9 @@ The attacker is adaptive. If the target learnt from encodings, the shadow models
 of their own halves, made by the real encoder under the same law and with the same public pool, with
 fresh secrets; and they are asked like the target is: with the plain image, or with the mean answer
 to V encoded views of it (what helps a user's accuracy helps the attacker as much).
+
+Encodings are made once, or T times, or anew for every epoch; epoch e learns from release e mod T. Those of
+the first target are kept: whoever holds them can attack them instead of the model.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ...encoded_dataset import EncodedDataset
 from ...encoder import Encoder, FewPixelsWarning
 from ...encoder_config import EncoderConfig
 from ...errors import InvalidInputError, RefusedError
@@ -60,6 +64,8 @@ class ShadowRun:
         canaries: (M,) candidates with a wrong label, planted to be memorised.
         cpu_seconds: of training and asking.
         stopped_early: whether time ran out before all shadow models were trained.
+        released: the T releases the first target learnt from; empty if it learnt from plain images, or
+            from new ones every epoch.
     """
 
     answers: dict[str, Floats]
@@ -71,6 +77,7 @@ class ShadowRun:
     canaries: NDArray[np.bool_]
     cpu_seconds: float
     stopped_early: bool = False
+    released: tuple[EncodedDataset, ...] = field(default=(), repr=False)
     query_kinds: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -95,7 +102,10 @@ class ShadowRun:
         elif self.settings["fresh_every_epoch"]:
             data = "encodings of its images, fresh every epoch"
         else:
-            data = "encodings of its images, one release for all epochs"
+            count = self.settings["releases"]
+            data = "encodings of its images, " + (
+                "one release for all epochs" if count == 1 else f"{count} releases, one epoch after the other"
+            )
         early = ("time ran out before all shadow models were trained",) if self.stopped_early else ()
         return (
             f"target and shadow models learn from {data}, with one architecture, schedule and law",
@@ -119,6 +129,7 @@ def train_shadow_models(
     training: TrainingConfig = DEFAULT_TRAINING,
     law: EncoderConfig | None = None,
     public: ImageSet | None = None,
+    releases: int = 1,
     fresh_every_epoch: bool = False,
     num_views: int = 10,
     num_canaries: int = 0,
@@ -134,7 +145,8 @@ def train_shadow_models(
         model: an architecture of :mod:`instahide.models`; "mlp" is the fast one on a CPU.
         law: train on encodings under this law (and on |x| where it has a sign mask); ``None``: plain.
         public: pool of public images for the encodings; ``None``: the inside scheme.
-        fresh_every_epoch: new encodings every epoch, as in published InstaHide; else one release.
+        releases: T, encodings of each image.
+        fresh_every_epoch: new encodings every epoch, as in published InstaHide, instead of T releases.
         num_views: V, of an encoded query.
         num_canaries: so many random candidates get a wrong label, which only a model that has seen
             them can know: the power check of the attack.
@@ -146,7 +158,7 @@ def train_shadow_models(
         InvalidInputError: an odd or small number of shadow models, unlabelled or too few candidates.
         RefusedError: the time was too short for the targets and four shadow models.
     """
-    _check(candidates, num_shadows, num_targets)
+    _check(candidates, num_shadows, num_targets, releases)
     rng = np.random.default_rng(seed)
     labelled, canaries = _with_canaries(candidates, num_canaries, rng)
     members = np.concatenate(
@@ -155,8 +167,9 @@ def train_shadow_models(
     )
     masked = law is not None and law.has_sign_mask
     spec = ModelSpec(model, labelled.image_shape, labelled.num_classes, absolute_input=masked)
-    trainer = _Trainer(labelled, spec, training, law, public, fresh_every_epoch, num_views, seed)
-    groups = _groups(num_targets, num_shadows, _side_by_side(labelled, law))
+    num_kept = 0 if law is None or fresh_every_epoch else min(releases, training.epochs)
+    trainer = _Trainer(labelled, spec, training, law, public, num_kept, num_views, seed)
+    groups = _groups(num_targets, num_shadows, _side_by_side(labelled, law, max(1, num_kept)))
     started, done, parts = time.perf_counter(), 0, list[dict[str, Floats]]()
     # Stacked small networks: measured 5 processor seconds on one thread, 130 on two.
     with at_most_threads(1), Cost() as cost:
@@ -183,6 +196,7 @@ def train_shadow_models(
             "num_shadows": done - num_targets,
             "law": None if law is None else law.to_dict(),
             "scheme": None if law is None else ("inside" if public is None else "cross"),
+            "releases": num_kept,
             "fresh_every_epoch": fresh_every_epoch,
             "num_views": num_views if law is not None else 0,
             "training": training.to_dict(),
@@ -193,6 +207,7 @@ def train_shadow_models(
         canaries,
         cost.cpu_seconds,
         done < num_targets + num_shadows,
+        tuple(trainer.released),
     )
 
 
@@ -216,14 +231,15 @@ class _Trainer:
         training: TrainingConfig,
         law: EncoderConfig | None,
         public: ImageSet | None,
-        fresh_every_epoch: bool,
+        num_kept: int,
         num_views: int,
         seed: int,
     ) -> None:
         assert candidates.labels is not None
         self._candidates, self._labels = candidates, candidates.labels
         self._spec, self._training, self._law, self._public = spec, training, law, public
-        self._fresh, self._num_views, self._seed = fresh_every_epoch, num_views, seed
+        self._num_kept, self._num_views, self._seed = num_kept, num_views, seed
+        self.released: list[EncodedDataset] = []
 
     def run(
         self, group: NDArray[np.int64], members: NDArray[np.bool_], progress: Progress | None, total: int
@@ -249,14 +265,19 @@ class _Trainer:
                 Encoder(self._law, private=self._candidates.subset(row), public=self._public) for row in rows
             ]
 
-        def encode() -> tuple[torch.Tensor, torch.Tensor]:
-            epochs = [encoder.encode_epoch() for encoder in encoders]
+        def encode() -> list[EncodedDataset]:
+            return [encoder.encode_epoch() for encoder in encoders]
+
+        def stacked(epochs: list[EncodedDataset]) -> tuple[torch.Tensor, torch.Tensor]:
             return torch.stack([e.images for e in epochs]), torch.stack([e.labels for e in epochs])
 
-        if self._fresh:
-            return lambda epoch: encode()
-        fixed = encode()
-        return lambda epoch: fixed
+        if self._num_kept == 0:
+            return lambda epoch: stacked(encode())
+        kept = [encode() for _ in range(self._num_kept)]
+        if not self.released:  # the first group's first network is the first target
+            self.released = [release[0] for release in kept]
+        fixed = [stacked(release) for release in kept]
+        return lambda epoch: fixed[epoch % len(fixed)]
 
     def _ask(self, ensemble: Ensemble) -> dict[str, Floats]:
         blocks: dict[str, list[Floats]] = {}
@@ -309,8 +330,8 @@ def _groups(num_targets: int, num_shadows: int, size: int) -> list[NDArray[np.in
     return [np.arange(start, stop) for start, stop in itertools.pairwise(edges)]
 
 
-def _side_by_side(candidates: ImageSet, law: EncoderConfig | None) -> int:
-    values = len(candidates) // 2 * int(np.prod(candidates.image_shape))
+def _side_by_side(candidates: ImageSet, law: EncoderConfig | None, releases: int) -> int:
+    values = releases * (len(candidates) // 2) * int(np.prod(candidates.image_shape))
     return int(np.clip(GROUP_BYTES // (values * (1 if law is None else 4)), 2, MAX_SIDE_BY_SIDE))
 
 
@@ -330,12 +351,12 @@ def _with_canaries(
     return replace(even, labels=labels), planted
 
 
-def _check(candidates: ImageSet, num_shadows: int, num_targets: int) -> None:
+def _check(candidates: ImageSet, num_shadows: int, num_targets: int, releases: int) -> None:
     if candidates.labels is None or candidates.num_classes < 2:
         raise InvalidInputError("the candidates need labels of two classes or more", hint="give y with x")
     if len(candidates) < 20:
         raise InvalidInputError(f"{len(candidates)} candidates are too few", hint="give some hundred")
     if num_shadows < 4 or num_shadows % 2:
         raise InvalidInputError(f"num_shadows is {num_shadows}", hint="use an even number of at least 4")
-    if num_targets < 1:
-        raise InvalidInputError(f"num_targets is {num_targets}", hint="use 1 or more")
+    if num_targets < 1 or releases < 1:
+        raise InvalidInputError(f"{num_targets} targets, {releases} releases", hint="use 1 or more of each")

@@ -103,12 +103,15 @@ def test_models_are_trained_on_the_images_given(tmp_path: Path, capsys: pytest.C
     # Labels are coin throws, so only a memory of the images can get them right.
     assert plain["metrics"]["accuracy_inside"] > plain["metrics"]["accuracy_outside"] + 0.2
     assert plain["leaked"]
-    (tmp_path / "law.toml").write_text('[data]\nprivate = "images.npz"\n[encoding]\nnum-mixed = 2\n')
-    by_options = (tmp_path / "images.npz", "--encode", "--num-mixed", 2)
+    (tmp_path / "law.toml").write_text(
+        '[data]\nprivate = "images.npz"\nreleases = 3\n[encoding]\nnum-mixed = 2\n'
+    )
+    by_options = (tmp_path / "images.npz", "--encode", "--num-mixed", 2, "--releases", 3)
     for words in (by_options, ("--settings", tmp_path / "law.toml")):
         encoded = run(capsys, "model-membership", *words, *quick, "--queries", "encoded")
         assert encoded["settings"]["scheme"] == "inside"
         assert encoded["settings"]["law"]["num_mixed"] == 2
+        assert encoded["settings"]["releases"] == 3
         assert any("encoded views" in line for line in encoded["assumptions"])
     assert "how to encode" in run(capsys, "model-membership", *words, "--encode", code=2)["error"]
 

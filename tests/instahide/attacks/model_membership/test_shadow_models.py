@@ -119,6 +119,25 @@ def test_shadow_models_learn_from_encodings_when_the_target_does() -> None:
         run.view(queries="blurred")
 
 
+def test_the_encodings_the_target_learnt_from_are_kept() -> None:
+    law = EncoderConfig(num_mixed=2, num_private=2, mode="mixup")
+    quick = TrainingConfig(epochs=3, batch_size=32)
+    run = train_shadow_models(digits(60), num_shadows=4, training=quick, law=law, releases=2, num_views=1)
+    assert [len(release) for release in run.released] == [30, 30]
+    assert not torch.equal(run.released[0].images, run.released[1].images)
+    assert any("2 releases" in line for line in run.assumptions())
+    # Without a mask a mixture is the mean of its sources: members alone span the encodings.
+    members = torch.from_numpy(digits(60).images[run.truth()]).flatten(1).double() / 127.5 - 1
+    for release in run.released:
+        encodings = release.images.flatten(1).double()
+        explained = members.T @ torch.linalg.lstsq(members.T, encodings.T).solution
+        assert float((explained.T - encodings).abs().max()) < 1e-2
+    fresh = train_shadow_models(
+        digits(60), num_shadows=4, training=quick, law=law, fresh_every_epoch=True, num_views=1
+    )
+    assert fresh.released == ()
+
+
 def test_one_seed_gives_the_same_models_and_says_who_was_in_them() -> None:
     quick = TrainingConfig(epochs=1, batch_size=32)
     first, second = (train_shadow_models(digits(60), num_shadows=4, training=quick, seed=7) for _ in range(2))
