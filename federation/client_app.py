@@ -17,7 +17,7 @@ from flwr.clientapp import ClientApp
 
 from instahide.errors import FederationError, InstaHideError
 
-from .flower_records import ARRAYS, weights_in, weights_record
+from .flower_records import AGGREGATION, ARRAYS, weights_in, weights_record
 from .frames import BUNDLE_KEY, Frame, ask
 from .packing import pack_arrays, unpack_arrays
 
@@ -41,6 +41,18 @@ def train(message: Message, context: Context) -> Message:
 def evaluate(message: Message, context: Context) -> Message:
     """Pass an "evaluate" message to the worker."""
     return relay(message, context, "evaluate")
+
+
+@app.query("session")  # type: ignore[untyped-decorator]
+def session(message: Message, context: Context) -> Message:
+    """Pass a "query.session" message (secure aggregation's set-up) to the worker."""
+    return relay(message, context, "query.session")
+
+
+@app.query("unmask")  # type: ignore[untyped-decorator]
+def unmask(message: Message, context: Context) -> Message:
+    """Pass a "query.unmask" message to the worker."""
+    return relay(message, context, "query.unmask")
 
 
 def relay(message: Message, context: Context, kind: str) -> Message:
@@ -71,7 +83,9 @@ def _to_frame(message: Message, context: Context, kind: str) -> Frame:
     records = message.content
     config = dict(records.config_records.get("config", ConfigRecord()))
     arrays = unpack_arrays(weights_in(records[ARRAYS])) if ARRAYS in records else {}
-    return Frame(kind, {"config": config, BUNDLE_KEY: str(context.node_config.get(BUNDLE_KEY, ""))}, arrays)
+    octets = weights_in(records[AGGREGATION]) if AGGREGATION in records else b""
+    fields = {"config": config, BUNDLE_KEY: str(context.node_config.get(BUNDLE_KEY, ""))}
+    return Frame(kind, fields, arrays, octets)
 
 
 def _to_records(answer: Frame) -> RecordDict:
@@ -80,6 +94,8 @@ def _to_records(answer: Frame) -> RecordDict:
         content[name] = MetricRecord(record) if name == "metrics" else ConfigRecord(record)
     if answer.arrays:
         content[ARRAYS] = weights_record(pack_arrays(answer.arrays))
+    if answer.octets:
+        content[AGGREGATION] = weights_record(answer.octets)
     return content
 
 

@@ -107,7 +107,10 @@ class TrainingSettings:
     )
     encoding: str = setting("instahide", str, "what the sites train on", choices=("instahide", "none"))
     encoding_mode: str = setting(
-        "hardened", str, "variant of the encoding", choices=("hardened", "compat", "mixup")
+        "hardened",
+        str,
+        "variant of the encoding (mode dp is for files: `instahide encode`; here differential-privacy example)",
+        choices=("hardened", "compat", "mixup"),
     )
     num_mixed: int = setting(4, int, "images mixed into one encoding (k)", minimum=1, maximum=16)
     num_private: int = setting(
@@ -135,8 +138,30 @@ class TrainingSettings:
     minimum_sites: int = setting(
         2, int, "quorum: fewer valid updates than this and the round has failed", minimum=1, maximum=10_000
     )
+    max_update_norm: float = setting(
+        0.0, float, "largest L2 distance of an update from the global model; 0 is no bound", minimum=0.0
+    )
+    max_site_examples: int = setting(
+        10_000_000,
+        int,
+        "largest data set a site may claim (without secure aggregation: one that registered no size)",
+        minimum=1,
+        maximum=10**12,
+    )
     secure_aggregation: bool = setting(
         False, bool, "let the coordinator see the sum of the updates only, not each one"
+    )
+    roster: tuple[str, ...] = setting(
+        (), (str,), "who may be in that sum: NAME and identity key of each site (from the admitted sites)"
+    )
+    reconstruction_threshold: int = setting(
+        0, int, "sites whose answers open a sum; 0: two thirds of them and one", minimum=0, maximum=255
+    )
+    ring_bits: int = setting(
+        32, int, "bits of an entry of a masked update: 16, 32 or 64", minimum=16, maximum=64
+    )
+    clipping_range: float = setting(
+        8.0, float, "largest change of one weight in a masked update", minimum=1e-6, maximum=1e6
     )
     evaluate: bool = setting(True, bool, "measure every global model on the sites' test images")
     num_views: int = setting(
@@ -163,6 +188,8 @@ class TrainingSettings:
             )
         if len(set(self.class_names)) != len(self.class_names):
             raise InvalidInputError("class-names holds a name twice", hint="every class needs its own name")
+        if self.ring_bits not in (16, 32, 64):
+            raise InvalidInputError(f"ring-bits is {self.ring_bits}", hint="16, 32 or 64")
         if self.differential_privacy == "example":
             self._check_example_privacy()
 
@@ -260,18 +287,8 @@ class RunConfig(TrainingSettings):
     num_nodes_to_select: int = setting(
         0, int, "updates multi-krum averages; 0: all but num-malicious-nodes", minimum=0, maximum=10_000
     )
-    max_update_norm: float = setting(
-        0.0, float, "largest L2 distance of an update from the global model; 0 is no bound", minimum=0.0
-    )
     max_weight: float = setting(
         1e6, float, "largest absolute value a single weight may have", minimum=1e-6, maximum=1e30
-    )
-    max_site_examples: int = setting(
-        10_000_000,
-        int,
-        "largest data set a site without a registered size may claim",
-        minimum=1,
-        maximum=10**12,
     )
     over_norm: str = setting("reject", str, "what becomes of a larger update", choices=("reject", "clip"))
     checkpoint_every: int = setting(1, int, "rounds between two checkpoints", minimum=1, maximum=100_000)
@@ -305,8 +322,8 @@ class RunConfig(TrainingSettings):
         fewest = 2 * self.num_malicious_nodes + 3
         if self.strategy in ("krum", "multi-krum") and self.minimum_sites < fewest:
             raise InvalidInputError(
-                f"strategy {self.strategy} withstands {self.num_malicious_nodes} malicious sites among {fewest} "
-                f"or more, but minimum-sites is {self.minimum_sites}",
+                f"strategy {self.strategy} withstands {self.num_malicious_nodes} malicious sites among "
+                f"{fewest} or more, but minimum-sites is {self.minimum_sites}",
                 hint=f"set minimum-sites to {fewest} or more, or lower num-malicious-nodes",
             )
         if self.differential_privacy == "client":
@@ -316,6 +333,11 @@ class RunConfig(TrainingSettings):
                 f"secure-aggregation hides single updates, and strategy {self.strategy} must see each one",
                 hint="choose: strategy fedavg, fedprox or fedadam hides the sites' updates from the "
                 f"coordinator; secure-aggregation false lets {self.strategy} bound what a bad site can do",
+            )
+        if self.secure_aggregation and self.max_update_norm and self.over_norm != "clip":
+            raise InvalidInputError(
+                "secure-aggregation hides single updates: one over max-update-norm cannot be rejected",
+                hint="set over-norm to clip: each site then clips its own update",
             )
         for key, path in (("run-directory", self.run_directory), ("audit-folder", self.audit_folder)):
             if path and not Path(path).is_absolute():

@@ -13,6 +13,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord
 from instahide.errors import InvalidInputError
 
 ARRAYS = "arrays"  # name of the record with the weights
+AGGREGATION = "secure-aggregation"  # name of the record with a message of that protocol
 WEIGHTS = "weights"  # the one entry of that record: all weights, packed (packing.py)
 LARGEST_PLAIN = 1_000_000  # bytes
 

@@ -6,13 +6,14 @@ size before they are read, and no byte of it is ever executed or unpickled.
 
 ::
 
-    "IHF1" | header length u32 | payload length u64 | header JSON | payload (safetensors)
+    "IHF1" | header length u32 | payload length u64 | header JSON | payload (safetensors | octets)
 
-    header  {"kind": "train", "fields": {...}, "arrays": ["conv.weight", ...]}
+    header  {"kind": "train", "fields": {...}, "arrays": ["conv.weight", ...], "octets": 0}
             kind    one of KINDS
             fields  kebab-case names -> text, whole numbers, finite numbers, truth values,
                     lists of those, or one further level of such a mapping
             arrays  the names in the payload, in the model's order
+            octets  length of what follows the arrays: a record of secure aggregation, opaque here
 
 Lengths are big-endian. A receiver grows its buffer as bytes arrive, so a length that lies
 costs the liar's bytes and not ours. Nothing here imports torch or Flower.
@@ -38,7 +39,7 @@ from instahide.errors import FederationError, InvalidInputError
 from .packing import pack_arrays, unpack_arrays
 
 MAGIC: Final = b"IHF1"
-KINDS: Final = frozenset({"train", "evaluate", "status", "reply"})
+KINDS: Final = frozenset({"train", "evaluate", "query.session", "query.unmask", "status", "reply"})
 BUNDLE_KEY: Final = "bundle-sha256"
 """Field of a request beside "config": the hash of the app bundle that the run was submitted with."""
 MAX_HEADER_BYTES: Final = 64 * 1024
@@ -56,20 +57,26 @@ class FrameError(FederationError):
 
 @dataclass(frozen=True)
 class Frame:
-    """One message: a kind, a small mapping, and float32 arrays by name, in order."""
+    """One message: a kind, a small mapping, float32 arrays by name, in order, and opaque bytes."""
 
     kind: str
     fields: Mapping[str, Any] = field(default_factory=dict)
     arrays: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    octets: bytes = field(default=b"", repr=False)
 
 
-def encode_frame(frame: Frame) -> tuple[bytes, bytes]:
-    """(prefix and header, payload) of ``frame``; raises FrameError where a receiver would refuse it."""
+def encode_frame(frame: Frame) -> tuple[bytes, ...]:
+    """(prefix and header, arrays, octets) of ``frame``; FrameError where a receiver would refuse it."""
     try:
         payload = pack_arrays(frame.arrays)
     except InvalidInputError as error:
         raise FrameError(error.message, hint=error.hint) from error
-    header_fields = {"kind": frame.kind, "fields": dict(frame.fields), "arrays": list(frame.arrays)}
+    header_fields = {
+        "kind": frame.kind,
+        "fields": dict(frame.fields),
+        "arrays": list(frame.arrays),
+        "octets": len(frame.octets),
+    }
     _check_header(header_fields)
     try:
         header = json.dumps(header_fields, allow_nan=False, separators=(",", ":")).encode("utf-8")
@@ -79,7 +86,8 @@ def encode_frame(frame: Frame) -> tuple[bytes, bytes]:
         raise FrameError(
             f"header of {len(header)} bytes exceeds {MAX_HEADER_BYTES}", hint="send fewer fields"
         )
-    return _PREFIX.pack(MAGIC, len(header), len(payload)) + header, payload
+    length = len(payload) + len(frame.octets)
+    return _PREFIX.pack(MAGIC, len(header), length) + header, payload, frame.octets
 
 
 def send_frame(connection: socket.socket, frame: Frame, *, timeout: float | None = None) -> None:
@@ -91,7 +99,7 @@ def send_frame(connection: socket.socket, frame: Frame, *, timeout: float | None
     _send(connection, encode_frame(frame), timeout)
 
 
-def _send(connection: socket.socket, parts: tuple[bytes, bytes], timeout: float | None) -> None:
+def _send(connection: socket.socket, parts: tuple[bytes, ...], timeout: float | None) -> None:
     deadline = _Deadline(timeout)
     try:
         for part in parts:
@@ -135,7 +143,11 @@ def receive_frame(
         raise FrameError(f"no whole frame within {timeout} s", hint="is the other end alive?") from error
     except OSError as error:
         raise FrameError(f"the other end left: {error.strerror}", hint="look at its log") from error
-    return Frame(header["kind"], header["fields"], _parse_payload(payload, header["arrays"]))
+    cut = len(payload) - header["octets"]
+    if cut < 0:
+        raise FrameError("the payload is shorter than its octets", hint="both ends need one version")
+    arrays = _parse_payload(payload[:cut], header["arrays"])
+    return Frame(header["kind"], header["fields"], arrays, payload[cut:])
 
 
 class _Deadline:
@@ -212,8 +224,12 @@ def _refuse_constant(name: str) -> Any:
 
 
 def _check_header(header: Any) -> None:
-    if not isinstance(header, dict) or set(header) != {"kind", "fields", "arrays"}:
-        raise FrameError("header needs exactly kind, fields and arrays", hint="both ends need one version")
+    if not isinstance(header, dict) or set(header) != {"kind", "fields", "arrays", "octets"}:
+        raise FrameError(
+            "header needs exactly kind, fields, arrays and octets", hint="both ends need one version"
+        )
+    if type(header["octets"]) is not int or header["octets"] < 0:
+        raise FrameError("octets is not a length", hint="both ends need one version")
     if not isinstance(header["kind"], str) or header["kind"] not in KINDS:
         raise FrameError(
             f"unknown frame kind {str(header['kind'])[:40]!r}", hint=f"one of {', '.join(sorted(KINDS))}"

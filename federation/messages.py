@@ -8,6 +8,10 @@ state-dict names; only floating-point tensors travel (integer buffers stay at ho
     reply     = [arrays] + metrics + site         done
               | refusal + site                    the site will not, or could not
 
+With secure aggregation a record of that protocol travels beside them, as bytes, in both directions;
+weights and metrics do not come back then, and two more types of message ("query.session",
+"query.unmask") carry nothing but settings and that record.
+
 ``from_mapping`` refuses what does not belong (unknown keys, wrong types, over-long texts), at
 either end: neither side trusts the other's sender. ``federation/PROTOCOL.md`` tells the story.
 """
@@ -31,7 +35,8 @@ from .config import RunConfig, TrainingSettings, setting, to_kebab
 
 PROTOCOL_VERSION = 1
 TRAIN, EVALUATE = "train", "evaluate"
-KINDS = (TRAIN, EVALUATE)
+SESSION, UNMASK = "query.session", "query.unmask"  # of secure aggregation; named as Flower names them
+KINDS = (TRAIN, EVALUATE, SESSION, UNMASK)
 POLICY, APPROVAL, BUDGET, ERROR = "policy", "approval", "budget", "error"
 REFUSAL_KINDS = (POLICY, APPROVAL, BUDGET, ERROR)  # approval: not now, but once the site has approved
 INFERENCE_MODES = ("plain", "one-view", "ten-views")
@@ -67,6 +72,7 @@ class RoundRequest(TrainingSettings):
     )
     kind: str = TRAIN
     arrays: Arrays = field(default_factory=dict, compare=False, repr=False)
+    aggregation_record: bytes = field(default=b"", compare=False, repr=False)
 
     def _check_together(self) -> None:
         super()._check_together()
@@ -123,6 +129,8 @@ class Refusal:
 class SiteReply:
     """A site's answer: either metrics (with arrays after training) or a refusal.
 
+    With secure aggregation ``aggregation_record`` takes the place of metrics and arrays.
+
     ``audit_head`` is the signed head of the site's audit log, which by then holds this answer.
     """
 
@@ -131,21 +139,31 @@ class SiteReply:
     refusal: Refusal | None = None
     audit_head: str = ""
     arrays: Arrays = field(default_factory=dict, compare=False, repr=False)
+    aggregation_record: bytes = field(default=b"", compare=False, repr=False)
 
     def __post_init__(self) -> None:
         _check_text("site name", self.site_name, MAX_NAME)
         check_metrics(self.metrics)
         if self.audit_head:
             SignedHead.from_text(self.audit_head)
-        if self.refusal is not None and (self.arrays or self.metrics):
+        if self.refusal is not None and (self.arrays or self.metrics or self.aggregation_record):
             raise InvalidInputError(
                 "a refusal came with metrics or weights", hint="a reply is one or the other"
+            )
+        if self.aggregation_record and (self.arrays or self.metrics):
+            raise InvalidInputError(
+                "weights or metrics came in the clear beside a masked report",
+                hint="with secure aggregation they travel under the mask",
             )
         check_array_record(self.arrays)
 
     @classmethod
     def from_mapping(
-        cls, records: Mapping[str, Mapping[str, Any]], arrays: Arrays | None = None
+        cls,
+        records: Mapping[str, Mapping[str, Any]],
+        arrays: Arrays | None = None,
+        *,
+        aggregation_record: bytes = b"",
     ) -> SiteReply:
         """Parse ``{"metrics": ..., "site": ...}`` or ``{"refusal": ..., "site": ...}``.
 
@@ -165,11 +183,16 @@ class SiteReply:
         metrics = dict(records.get("metrics", {}))
         head = site.get("audit-head", "")
         return cls(
-            site_name=site["name"], metrics=metrics, refusal=refusal, audit_head=head, arrays=arrays or {}
+            site_name=site["name"],
+            metrics=metrics,
+            refusal=refusal,
+            audit_head=head,
+            arrays=arrays or {},
+            aggregation_record=aggregation_record,
         )
 
     def to_mapping(self) -> dict[str, dict[str, Any]]:
-        """The reply's records without its arrays: plain dicts of str, int and float."""
+        """The reply's records without arrays and aggregation record: plain dicts of str, int and float."""
         site = {"name": self.site_name} | ({"audit-head": self.audit_head} if self.audit_head else {})
         records: dict[str, dict[str, Any]] = {"site": site}
         if self.refusal is None:

@@ -26,11 +26,13 @@ from instahide.errors import InstaHideError, InvalidInputError
 from .config import RunConfig
 from .coordinator import rounds
 from .coordinator.grid import GridReply
-from .flower_records import ARRAYS, weights_in, weights_record
+from .flower_records import AGGREGATION, ARRAYS, weights_in, weights_record
 from .messages import Arrays, RoundRequest, SiteReply
 from .packing import pack_arrays, unpack_arrays
 
 SPARE_BYTES = 65_536  # a reply's header may be longer than the request's by this much
+WIDEST_RING = 2  # 64 bits for a float32
+RECORD_BYTES = 4 * 1024 * 1024  # what a masked report of 255 sites holds beside its vector
 
 app = ServerApp()
 
@@ -101,27 +103,33 @@ class FlowerGrid:
 
 def to_content(request: RoundRequest, weights: bytes) -> RecordDict:
     """The records of a request: its packed weights and its settings."""
-    return RecordDict({ARRAYS: weights_record(weights), "config": ConfigRecord(request.to_mapping())})
+    content = RecordDict({ARRAYS: weights_record(weights), "config": ConfigRecord(request.to_mapping())})
+    if request.aggregation_record:
+        content[AGGREGATION] = weights_record(request.aggregation_record)
+    return content
 
 
 def to_site_reply(content: RecordDict, *, largest: int) -> SiteReply:
     """The reply in Flower's records, or InvalidInputError; ``largest`` bounds its arrays in bytes."""
     records: dict[str, dict[str, Any]] = {}
     arrays: Arrays = {}
+    octets = b""
     for name, record in content.items():
         if name == ARRAYS:
-            arrays = _to_arrays(record, largest)
+            arrays = unpack_arrays(_bytes_in(record, largest))
+        elif name == AGGREGATION:
+            octets = _bytes_in(record, WIDEST_RING * largest + RECORD_BYTES)
         elif isinstance(record, ConfigRecord | MetricRecord):
             records[name] = dict(record)
         else:
             raise InvalidInputError(
                 f"unknown record {name!r:.100} in a reply", hint="see federation/PROTOCOL.md"
             )
-    return SiteReply.from_mapping(records, arrays)
+    return SiteReply.from_mapping(records, arrays, aggregation_record=octets)
 
 
-def _to_arrays(record: object, largest: int) -> Arrays:
+def _bytes_in(record: object, largest: int) -> bytes:
     data = weights_in(record)
     if len(data) > largest:
-        raise InvalidInputError(f"{len(data)} bytes of weights, where at most {largest} were due")
-    return unpack_arrays(data)
+        raise InvalidInputError(f"{len(data)} bytes in a record, where at most {largest} were due")
+    return data

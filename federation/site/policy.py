@@ -267,9 +267,9 @@ def _runs(policy: Policy, request: RoundRequest, facts: SiteFacts) -> None:
 
 
 def _rounds(policy: Policy, request: RoundRequest, facts: SiteFacts) -> None:
-    served = facts.rounds_served if request.kind == TRAIN else facts.evaluations_served
+    served = facts.evaluations_served if request.kind == EVALUATE else facts.rounds_served
     if served >= policy.max_rounds or request.server_round > policy.max_rounds:
-        word = "rounds" if request.kind == TRAIN else "evaluations"
+        word = "evaluations" if request.kind == EVALUATE else "rounds"
         raise RefusedError(
             f"this site serves at most {policy.max_rounds} {word} of one run",
             hint="plan a shorter run, or ask the site",

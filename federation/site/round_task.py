@@ -31,12 +31,26 @@ from instahide.training import DivergedError, TrainingResult, train
 from instahide.training_config import TrainingConfig
 from instahide.training_device import resolve_device
 
-from ..messages import APPROVAL, BUDGET, ERROR, EVALUATE, POLICY, Arrays, Refusal, RoundRequest, SiteReply
+from ..hidden_sum import to_vector
+from ..messages import (
+    APPROVAL,
+    BUDGET,
+    ERROR,
+    EVALUATE,
+    POLICY,
+    SESSION,
+    UNMASK,
+    Arrays,
+    Refusal,
+    RoundRequest,
+    SiteReply,
+)
 from ..plan import Plan
 from .audit import AuditFailedError, SiteAudit
 from .dataset import SiteData
 from .encodings import SiteEncodings, law_of
 from .limits import RequestLimits
+from .masked_rounds import MaskedRounds
 from .plans import AwaitingApprovalError, PlanBook
 from .policy import Policy, load_policy
 from .privacy_budget import SitePrivacy, sample_rate
@@ -69,6 +83,7 @@ class SiteTasks:
         privacy: differential privacy spent so far.
         plans: which plans this site has approved.
         audit: what is written down before a reply leaves.
+        masked_rounds: the site's part in secure aggregation.
         policy_path: ``policy.toml``, read anew for each request.
         encodings_folder: where current encodings are kept.
         device: as for ``TrainingConfig``.
@@ -85,6 +100,7 @@ class SiteTasks:
         privacy: SitePrivacy,
         plans: PlanBook,
         audit: SiteAudit,
+        masked_rounds: MaskedRounds,
         policy_path: Path,
         encodings_folder: Path,
         device: str = "auto",
@@ -93,7 +109,7 @@ class SiteTasks:
         self.site_name = site_name
         self._data, self._history, self._policy_path = data, history, policy_path
         self._privacy = privacy
-        self._plans, self._audit = plans, audit
+        self._plans, self._audit, self._masked = plans, audit, masked_rounds
         self._ledger, self._fingerprints = ledger, ledger.fingerprints(data.training)
         self._encodings = SiteEncodings(data, ledger, encodings_folder)
         self._device, self._threads = device, threads
@@ -105,6 +121,7 @@ class SiteTasks:
         settings: Mapping[str, Any],
         arrays: Arrays,
         *,
+        aggregation_record: bytes = b"",
         bundle_sha256: str = "",
         should_stop: Callable[[], bool] = lambda: False,
     ) -> SiteReply:
@@ -114,7 +131,10 @@ class SiteTasks:
             CancelledTaskError: ``should_stop`` became true.
         """
         try:
-            return self._answer(kind, settings, arrays, bundle_sha256, should_stop)
+            request = RoundRequest.from_mapping(
+                settings, kind=kind, arrays=arrays, aggregation_record=aggregation_record
+            )
+            return self._answer(request, bundle_sha256, should_stop)
         except CancelledTaskError:
             self._audit.abandoned(kind, settings)
             raise
@@ -122,15 +142,16 @@ class SiteTasks:
             return self._refused(kind, settings, error)
 
     def _answer(
-        self,
-        kind: str,
-        settings: Mapping[str, Any],
-        arrays: Arrays,
-        bundle_sha256: str,
-        should_stop: Callable[[], bool],
+        self, request: RoundRequest, bundle_sha256: str, should_stop: Callable[[], bool]
     ) -> SiteReply:
         started = time.perf_counter()
-        request = RoundRequest.from_mapping(settings, kind=kind, arrays=arrays)
+        if request.secure_aggregation != bool(request.aggregation_record):
+            raise InvalidInputError(
+                "the request's settings and its record of secure aggregation do not go together",
+                hint="install the same release everywhere",
+            )
+        if request.kind == UNMASK:
+            return self._unmasked(request)
         policy = load_policy(self._policy_path)
         self._audit.policy_read(self._policy_path)
         limits = RequestLimits(
@@ -139,12 +160,16 @@ class SiteTasks:
         limits.check()
         plan = self._admit(request, policy, bundle_sha256)
         model = self._model(request)
-        check_weights(model, arrays)
+        if request.kind == SESSION:
+            return self._session(request, model, policy)
+        check_weights(model, request.arrays)
+        if request.secure_aggregation:
+            self._masked.check(request)
         self._audit.accepted(request, plan, approved=policy.plan_approval)
         if _is_private(request):
             self._pay(model, request, policy)
         self._history.record(request)
-        load_weights(model, arrays)
+        load_weights(model, request.arrays)
         try:
             metrics = self._measure_and_train(model, request, policy, limits)
         except CancelledTaskError:
@@ -152,10 +177,32 @@ class SiteTasks:
             raise
         metrics["worker-seconds"] = time.perf_counter() - started
         _check_finite(metrics)
-        weights = {} if kind == EVALUATE else read_weights(model)
-        reply = SiteReply(site_name=self.site_name, metrics=policy.allowed_part(metrics), arrays=weights)
+        weights = {} if request.kind == EVALUATE else read_weights(model)
+        reply = self._reply(request, policy.allowed_part(metrics), weights)
         exposures = self._ledger.counts(self._fingerprints, kind=THROUGH_UPDATES)
-        return replace(reply, audit_head=self._audit.sent(request, reply, exposures).to_text())
+        head = self._audit.sent(request, reply, exposures, update=weights)
+        return replace(reply, audit_head=head.to_text())
+
+    def _reply(self, request: RoundRequest, metrics: dict[str, int | float], weights: Arrays) -> SiteReply:
+        """Weights and figures in the clear or, with secure aggregation, under the mask."""
+        if not request.secure_aggregation:
+            return SiteReply(site_name=self.site_name, metrics=metrics, arrays=weights)
+        change = to_vector(weights) - to_vector(request.arrays) if weights else None
+        record = self._masked.report(request, change, metrics)
+        return SiteReply(site_name=self.site_name, aggregation_record=record)
+
+    def _session(self, request: RoundRequest, model: ImageClassifier, policy: Policy) -> SiteReply:
+        length = sum(array.size for array in read_weights(model).values())
+        advert = self._masked.open_session(request, length, policy)
+        head = self._audit.aggregated(request, "session-opened")
+        return SiteReply(site_name=self.site_name, aggregation_record=advert, audit_head=head.to_text())
+
+    def _unmasked(self, request: RoundRequest) -> SiteReply:
+        """Shares for a report this site made: what it may say was decided when it reported."""
+        self._audit.check_coordinator(request)
+        answer = self._masked.unmask(request)
+        head = self._audit.aggregated(request, "shares-given")
+        return SiteReply(site_name=self.site_name, aggregation_record=answer, audit_head=head.to_text())
 
     def _admit(self, request: RoundRequest, policy: Policy, bundle_sha256: str) -> Plan:
         """Hold a request against everything this site has decided; the plan it belongs to."""

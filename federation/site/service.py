@@ -185,7 +185,7 @@ class Service:
         records = reply.to_mapping()
         if "refusal" in records:
             records["refusal"] = {key: self._scrub(text) for key, text in records["refusal"].items()}
-        return Frame("reply", records, reply.arrays)
+        return Frame("reply", records, reply.arrays, reply.aggregation_record)
 
     def _refusal(self, reason: str, hint: str) -> Frame:
         return self._frame(refusal(self._site_name, reason, hint, "error"))

@@ -141,7 +141,7 @@ def test_the_hash_changes_with_what_decides_the_weights_and_with_nothing_else():
 
 def test_what_sites_are_told_holds_no_coordinator_setting():
     told = {to_kebab(item.name) for item in dataclasses.fields(TrainingSettings)}
-    assert told.isdisjoint({"run-directory", "audit-folder", "round-deadline", "strategy", "max-update-norm"})
+    assert told.isdisjoint({"run-directory", "audit-folder", "round-deadline", "strategy", "over-norm"})
 
 
 def test_the_flower_app_table_of_the_project_file_holds_known_keys_with_our_defaults():

@@ -33,7 +33,7 @@ from federation.frames import (
 from instahide.errors import FederationError
 
 MANY_CALLS = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-HEADER = {"kind": "train", "fields": {}, "arrays": []}
+HEADER = {"kind": "train", "fields": {}, "arrays": [], "octets": 0}
 
 scalars = st.one_of(
     st.booleans(),
@@ -82,13 +82,19 @@ def raw_frame(header: object, payload: bytes = b"") -> bytes:
     return struct.pack(">4sIQ", MAGIC, len(text), len(payload)) + text + payload
 
 
-@given(kind=st.sampled_from(["train", "evaluate", "status", "reply"]), fields=fields, arrays=arrays)
+@given(
+    kind=st.sampled_from(["train", "evaluate", "query.unmask", "status", "reply"]),
+    fields=fields,
+    arrays=arrays,
+    octets=st.binary(max_size=40),
+)
 @settings(deadline=None, max_examples=60)
 def test_a_frame_arrives_as_it_was_sent_and_in_order(
-    kind: str, fields: dict[str, object], arrays: dict[str, np.ndarray]
+    kind: str, fields: dict[str, object], arrays: dict[str, np.ndarray], octets: bytes
 ) -> None:
-    frame = received(b"".join(encode_frame(Frame(kind, fields, arrays))))
+    frame = received(b"".join(encode_frame(Frame(kind, fields, arrays, octets))))
     assert frame is not None
+    assert frame.octets == octets
     assert (frame.kind, frame.fields, list(frame.arrays)) == (kind, fields, list(arrays))
     for name, array in arrays.items():
         np.testing.assert_array_equal(frame.arrays[name], array)
@@ -150,9 +156,12 @@ def test_a_flipped_byte_is_refused_or_gives_a_well_formed_frame(position: int, v
         {**HEADER, "arrays": [1]},
         {**HEADER, "arrays": ["a", "a"]},
         {**HEADER, "arrays": ["a"]},  # named, not sent
-        b'{"kind": "train", "kind": "status", "fields": {}, "arrays": []}',
-        b'{"kind": "train", "fields": {"a": NaN}, "arrays": []}',
-        b'{"kind": "train", "fields": {"a": 1e999}, "arrays": []}',
+        {**HEADER, "octets": -1},
+        {**HEADER, "octets": True},
+        {**HEADER, "octets": 10**9},  # more than the payload
+        b'{"kind": "train", "kind": "status", "fields": {}, "arrays": [], "octets": 0}',
+        b'{"kind": "train", "fields": {"a": NaN}, "arrays": [], "octets": 0}',
+        b'{"kind": "train", "fields": {"a": 1e999}, "arrays": [], "octets": 0}',
         b"[" * 60_000,
         b"\xff\xfe",
     ],

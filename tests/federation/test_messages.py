@@ -50,7 +50,8 @@ def test_the_config_record_holds_exactly_the_protocols_keys():
         local-epochs batch-size learning-rate momentum weight-decay optimizer lr-schedule num-server-rounds
         image-shape proximal-mu encoding encoding-mode num-mixed num-private evaluate num-views
         differential-privacy noise-multiplier max-grad-norm target-delta
-        minimum-sites secure-aggregation audit-head
+        minimum-sites max-update-norm max-site-examples audit-head
+        secure-aggregation roster reconstruction-threshold ring-bits clipping-range
     """
     assert set(REQUEST.to_mapping()) == set(names.split())
 

@@ -203,7 +203,7 @@ def test_a_refusal_keeps_its_text():
 
 
 def test_more_bytes_than_the_model_has_are_refused_before_they_are_read():
-    with pytest.raises(InvalidInputError, match="400000 bytes of weights, where at most 100000"):
+    with pytest.raises(InvalidInputError, match="bytes in a record, where at most 100000"):
         to_site_reply(record(packed(bytes(400_000))), largest=LARGEST)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from safetensors.numpy import save_file
 
 from federation import cli
@@ -16,6 +17,7 @@ from federation.config import RunConfig
 from federation.coordinator.rounds import run as run_rounds
 from federation.messages import RoundRequest, SiteReply
 from federation.privacy_ledger import PrivacyLedger
+from federation.site.masked_rounds import MaskedRounds
 from federation.site.plans import PlanBook
 from federation.site.privacy_budget import SitePrivacy
 from federation.site.round_task import SiteTasks
@@ -114,6 +116,7 @@ class Hospital:
             history=RunHistory(folder),
             plans=PlanBook(folder),
             audit=site_audit(folder),
+            masked_rounds=MaskedRounds("north", Ed25519PrivateKey.generate),
             privacy=SitePrivacy(PrivacyLedger(folder / "privacy.sqlite3")),
             policy_path=folder / "policy.toml",
             encodings_folder=folder / "encodings",

@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from federation.messages import ALLOWED_METRICS, Arrays, SiteReply
 from federation.privacy_ledger import PrivacyLedger
 from federation.site.dataset import SiteData
+from federation.site.masked_rounds import MaskedRounds
 from federation.site.plans import PlanBook
 from federation.site.privacy_budget import SitePrivacy
 from federation.site.round_task import CancelledTaskError, SiteTasks, learning_rates, one_line
@@ -41,6 +43,7 @@ class Site:
             history=RunHistory(self.folder),
             plans=PlanBook(self.folder),
             audit=site_audit(self.folder),
+            masked_rounds=MaskedRounds("north", Ed25519PrivateKey.generate),
             privacy=SitePrivacy(PrivacyLedger(self.folder / "privacy.sqlite3")),
             policy_path=self.folder / "policy.toml",
             encodings_folder=self.folder / "encodings",
