@@ -187,7 +187,8 @@ class AuditLog:
         self._path, self._identity, self._now = path, identity, now
         self._seen: Record | None = None
         with self._locked(create=True) as descriptor:
-            if os.fstat(descriptor).st_size == 0:
+            if _was_never_begun(descriptor):
+                os.ftruncate(descriptor, 0)
                 facts = {"role": role, "name": name, "public-key": identity.public_line}
                 self._write(descriptor, Record.build(1, self._stamp(), CREATED, facts, FIRST_PREVIOUS))
             first = parse_line(os.pread(descriptor, MAX_LINE_BYTES, 0).split(b"\n")[0])
@@ -263,6 +264,16 @@ class AuditLog:
             yield descriptor
         finally:
             os.close(descriptor)
+
+
+def _was_never_begun(descriptor: int) -> bool:
+    """Whether the first record never became whole: its writer was killed, or the disk was full.
+
+    Nobody has been told of such a record, so the log may begin anew.
+    """
+    return os.fstat(descriptor).st_size < MAX_LINE_BYTES and b"\n" not in os.pread(
+        descriptor, MAX_LINE_BYTES, 0
+    )
 
 
 def read_tail(descriptor: int) -> tuple[Record, list[bytes], bool]:

@@ -16,10 +16,12 @@ A private key is never overwritten: its file is created exclusively or the call 
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import ipaddress
 import os
 import secrets
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -31,7 +33,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from instahide.atomic import atomic_write_bytes
+from instahide.atomic import atomic_write_bytes, sync_folder
 from instahide.errors import IntegrityError, InvalidInputError, RefusedError
 
 CLOCK_SKEW = timedelta(minutes=5)  # a certificate is valid a little before it is made: clocks differ
@@ -174,19 +176,43 @@ def certificate_expiry(certificate: Path) -> datetime:
 
 
 def write_private_file(path: Path, data: bytes) -> None:
-    """Create ``path`` with mode 0600 and ``data``; refused if it exists (never overwritten)."""
+    """Create ``path`` with mode 0600 and ``data``, whole or not at all; refused if it exists."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if path.exists():
+        raise _holds_a_secret(path)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        _rename_exclusively(name, path)
+        sync_folder(path.parent)
     except FileExistsError as error:
-        raise RefusedError(
-            f"{path} already exists and holds a secret",
-            hint="use another folder, or move the file away if it is no longer needed",
-        ) from error
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+        raise _holds_a_secret(path) from error
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def _rename_exclusively(temporary: str, path: Path) -> None:
+    """A rename that fails with FileExistsError where there is a file."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        # A file system without hard links: an empty file keeps the place.
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        Path(temporary).replace(path)
+
+
+def _holds_a_secret(path: Path) -> RefusedError:
+    return RefusedError(
+        f"{path} already exists and holds a secret",
+        hint="use another folder, or move the file away if it is no longer needed",
+    )
 
 
 def _name(common_name: str) -> x509.Name:
