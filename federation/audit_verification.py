@@ -94,6 +94,8 @@ def read_log(path: Path) -> ReadLog:
         if record is None:
             reading.unexplained.append((number, line))
         else:
+            if record.to_line() != line + b"\n":
+                reading.complain(f"line {number} is not in the one form a record has")
             _take(reading, number, record)
     _complain_of_unexplained(reading)
     if open_end:

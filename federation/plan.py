@@ -1,7 +1,7 @@
 """A plan: what a site is asked to agree to before it serves a run, in a form that has one hash.
 
     plan      = format, protocol version, SHA-256 of the app bundle, the run's settings as every
-                site is told them, SHA-256 of the secure aggregation's roster ("" without one)
+                site is told them (with secure aggregation, the roster of its sites among them)
     plan hash = SHA-256 over its canonical JSON
 
 A site computes the plan of each request itself, from what arrived; the coordinator can export the
@@ -35,7 +35,6 @@ _KEYS: Final = {
     "format",
     "protocol-version",
     "bundle-sha256",
-    "secure-aggregation-roster-sha256",
     "settings",
 }
 
@@ -47,7 +46,6 @@ class Plan:
     bundle_sha256: str
     settings: Mapping[str, Any]
     protocol_version: int = PROTOCOL_VERSION
-    roster_sha256: str = ""
     sha256: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -57,14 +55,13 @@ class Plan:
         object.__setattr__(self, "sha256", hashlib.sha256(content).hexdigest())
 
     @classmethod
-    def of(cls, settings: TrainingSettings, *, bundle_sha256: str, roster_sha256: str = "") -> Self:
+    def of(cls, settings: TrainingSettings, *, bundle_sha256: str) -> Self:
         """The plan behind a request, or behind a coordinator's whole configuration."""
         values = settings.to_mapping()
         shared = [to_kebab(item.name) for item in fields(TrainingSettings) if "rule" in item.metadata]
         return cls(
             bundle_sha256=bundle_sha256,
             settings={key: values[key] for key in shared},
-            roster_sha256=roster_sha256,
         )
 
     @property
@@ -83,7 +80,6 @@ class Plan:
             "format": PLAN_FORMAT,
             "protocol-version": self.protocol_version,
             "bundle-sha256": self.bundle_sha256,
-            "secure-aggregation-roster-sha256": self.roster_sha256,
             "settings": dict(self.settings),
         }
 
@@ -95,16 +91,14 @@ class Plan:
             raise InvalidInputError("this is no plan", hint=hint)
         if not isinstance(table["settings"], Mapping) or type(table["protocol-version"]) is not int:
             raise InvalidInputError("this plan's entries have wrong types", hint=hint)
-        for key in ("bundle-sha256", "secure-aggregation-roster-sha256"):
-            if not isinstance(table[key], str) or len(table[key]) > 64:
-                raise InvalidInputError(f"{key} is no SHA-256", hint=hint)
+        if not isinstance(table["bundle-sha256"], str) or len(table["bundle-sha256"]) > 64:
+            raise InvalidInputError("bundle-sha256 is no SHA-256", hint=hint)
         if not isinstance(table["settings"].get("run-name"), str):
             raise InvalidInputError("this plan names no run", hint=hint)
         return cls(
             bundle_sha256=table["bundle-sha256"],
             settings=dict(table["settings"]),
             protocol_version=table["protocol-version"],
-            roster_sha256=table["secure-aggregation-roster-sha256"],
         )
 
     def differences(self, other: Plan) -> list[tuple[str, Any, Any]]:
