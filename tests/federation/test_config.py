@@ -6,11 +6,19 @@ import dataclasses
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from federation.config import RunConfig, TrainingSettings, describe_settings, rule_of, to_kebab
+from federation.config import (
+    PER_EXAMPLE_MODELS,
+    RunConfig,
+    TrainingSettings,
+    describe_settings,
+    rule_of,
+    to_kebab,
+)
 from instahide.errors import InvalidInputError
 
 DEFAULTS = RunConfig().to_mapping()
@@ -161,3 +169,46 @@ def test_hiding_single_updates_and_judging_them_exclude_each_other_and_the_hint_
     assert "secure-aggregation false" in caught.value.hint
     RunConfig(strategy="fedadam", secure_aggregation=True)
     RunConfig(strategy=strategy, minimum_sites=3)
+
+
+def test_the_mode_with_a_guarantee_is_for_files_and_the_error_names_what_serves_here():
+    with pytest.raises(InvalidInputError) as caught:
+        RunConfig(encoding_mode="dp")
+    assert "instahide encode" in caught.value.hint
+    assert "differential-privacy" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"encoding": "instahide"}, "one image is in several encodings"),
+        ({"encoding": "none", "model": "resnet18"}, "resnet18"),
+        ({"encoding": "none", "strategy": "fedprox", "proximal_mu": 0.1}, "FedProx"),
+    ],
+)
+def test_example_level_privacy_is_refused_where_it_would_not_hold(settings, said):
+    with pytest.raises(InvalidInputError, match=said) as caught:
+        RunConfig(differential_privacy="example", **settings)
+    assert caught.value.hint
+
+
+@pytest.mark.slow
+def test_the_models_named_for_example_level_privacy_are_those_that_can_be_trained():
+    """Opacus is asked: one step on two images of every model there is."""
+    from instahide.dp_training import train_with_dp
+    from instahide.images import ImageSet
+    from instahide.models import MODEL_NAMES, build_model
+    from instahide.training_config import TrainingConfig
+
+    rng = np.random.default_rng(0)
+    images = ImageSet(rng.integers(0, 256, (2, 8, 8), dtype=np.uint8), np.array([0, 1]))
+    config = TrainingConfig(epochs=1, batch_size=2, device="cpu", num_threads=1)
+    trained = set()
+    for name in MODEL_NAMES:
+        model = build_model(name, image_shape=(1, 8, 8), num_classes=2)
+        try:
+            train_with_dp(model, images, config, target_delta=1e-5, noise_multiplier=1.0)
+            trained.add(name)
+        except InvalidInputError:
+            pass
+    assert trained == set(PER_EXAMPLE_MODELS)
