@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 # Okabe and Ito (2008): told apart by readers with any common colour vision.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#444444")
+LABEL_WIDTH = 44.0
 DASHES = ("", "7 4", "2 3", "9 3 2 3", "4 2", "1 4", "")
 
 STYLE = """
@@ -34,7 +35,7 @@ p,ul{max-width:44rem}.soft{color:var(--soft)}
 padding:.7rem 1rem;border-radius:4px}
 .scroll{overflow-x:auto}table{border-collapse:collapse;margin:.6rem 0;font-size:.93rem}
 th,td{padding:.3rem .8rem .3rem 0;text-align:left;border-bottom:1px solid var(--line);vertical-align:top}
-td.number,th.number{text-align:right;font-variant-numeric:tabular-nums}
+td.number,th.number{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}
 figure{margin:1rem 0}figcaption{color:var(--soft);font-size:.9rem;max-width:44rem}
 svg{width:100%;max-width:46rem;height:auto;background:var(--tint);border-radius:6px}
 svg text{fill:var(--ink);font-size:13px}svg .grid{stroke:var(--line)}
@@ -42,7 +43,13 @@ svg text{fill:var(--ink);font-size:13px}svg .grid{stroke:var(--line)}
 image-rendering:pixelated;
 border:1px solid var(--line);background:#888}
 code{background:var(--tint);padding:.1rem .3rem;border-radius:3px;font-size:.92em;overflow-wrap:anywhere}
-@media print{body{font-size:11pt}main{max-width:none;padding:0}figure,table{break-inside:avoid}}
+@page{margin:14mm}
+@media print{:root{--ink:#000;--soft:#444;--line:#bbb;--paper:#fff;--tint:#f5f7f9;--warn:#6b2d00;
+--warnbg:#fff4e8}
+body{font-size:10pt;print-color-adjust:exact;-webkit-print-color-adjust:exact}main{max-width:none;padding:0}
+p,ul,figcaption{max-width:none}h2,h3{break-after:avoid}.scroll{overflow:visible}
+table{font-size:8.5pt}th,td{padding:.2rem .6rem .2rem 0}
+figure,tr,.warning{break-inside:avoid}p,li{orphans:3;widows:3}svg{max-width:34rem}}
 """
 
 
@@ -71,8 +78,12 @@ def paragraph(text: str, *, kind: str = "") -> str:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str | float | int | None]]) -> str:
-    """A table; numbers right-aligned, floats with three digits, ``None`` as "not measured"."""
-    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
+    """A table; numbers right-aligned, floats with three digits or so, ``None`` as "not measured"."""
+    kinds = [all(isinstance(row[j], (int, float)) for row in rows) for j in range(len(columns))]
+    head = "".join(
+        f'<th class="number">{escape(column)}</th>' if rows and number else f"<th>{escape(column)}</th>"
+        for column, number in zip(columns, kinds, strict=True)
+    )
     body = "".join("<tr>" + "".join(_cell(value) for value in row) + "</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
@@ -82,8 +93,16 @@ def _cell(value: str | float | int | None) -> str:
         return '<td class="soft">not measured</td>'
     if isinstance(value, str):
         return f"<td>{escape(value)}</td>"
-    shown = f"{value:.3f}" if isinstance(value, float) else f"{value:,}"
-    return f'<td class="number">{shown}</td>'
+    return f'<td class="number">{_in_digits(value)}</td>'
+
+
+def _in_digits(value: float | int) -> str:
+    """Three decimals; small ones by powers of ten, large and whole ones without a fraction."""
+    if isinstance(value, int) or (abs(value) >= 10 and value.is_integer()):
+        return f"{int(value):,}"
+    if 0 < abs(value) < 0.001:
+        return f"{value:.1e}"
+    return f"{value:,.0f}" if 1000 <= abs(value) < math.inf else f"{value:.3f}"
 
 
 def line_chart(
@@ -176,11 +195,14 @@ def _axes(  # type: ignore[no-untyped-def]
         drawn.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
         shown = 10**value if log_y else value
         drawn.append(f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{shown:.2g}</text>')
+    free = -math.inf  # where the last label ends
     for x in xs[:: max(1, math.ceil(len(xs) / 12))]:
+        middle = place(x, low)[0]
+        if middle < free:
+            continue
+        free = middle + LABEL_WIDTH
         shown = 10**x if log_x else x
-        drawn.append(
-            f'<text x="{place(x, low)[0]:.1f}" y="{bottom + 18}" text-anchor="middle">{shown:.3g}</text>'
-        )
+        drawn.append(f'<text x="{middle:.1f}" y="{bottom + 18}" text-anchor="middle">{shown:.3g}</text>')
     drawn.append(
         f'<text x="{(left + right) / 2}" y="{bottom + 38}" text-anchor="middle">{escape(x_label)}</text>'
     )

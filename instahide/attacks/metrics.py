@@ -11,6 +11,7 @@ fewer, the threshold is above all of them and the figure is the rate at *no* fal
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from ..errors import InvalidInputError
 
 Scores = NDArray[np.float64]
+WORDS = {"auc": "AUC", "ssim": "SSIM", "psnr": "PSNR (dB)", "mse": "MSE", "lira": "LiRA", "rmia": "RMIA"}
 
 
 def roc_auc(members: Scores, others: Scores) -> float:
@@ -131,3 +133,10 @@ def _check(members: Scores, others: Scores) -> None:
         raise InvalidInputError(
             "scores are not all numbers", hint="score every candidate with a finite value"
         )
+
+
+def in_words(name: str) -> str:
+    """The name of a metric for people: ``tpr_at_1_percent_fpr`` is "true positives at 1 % false ones"."""
+    words = name.replace("0_7", "0.7").replace("_", " ")
+    words = re.sub(r"\btpr at ([\d.]+) percent fpr", r"true positives at \1 % false ones:", words)
+    return " ".join(WORDS.get(word, word) for word in words.split()).removesuffix(":")

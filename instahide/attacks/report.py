@@ -17,6 +17,7 @@ from typing import Any
 from ..atomic import atomic_write_text
 from ..html_page import heading, line_chart, page, paragraph, pictures, table
 from .catalogue import CATALOGUE
+from .metrics import in_words
 from .result_files import StoredResult, read_results, read_sheet
 
 THREATS = {
@@ -27,7 +28,9 @@ THREATS = {
     "privacy-budget": "A claimed privacy budget contradicted",
 }
 LOG_SCALES = ("(log scale)", "(log)")
-MAX_TABLE_POINTS = 16
+MAX_TABLE_POINTS = 12
+WHOLE_AUDIT = "implementation audits"
+FINDINGS = {True: "leaks", False: "nothing found", None: "undecided"}
 
 
 def write_report(root: Path, out: Path | None = None) -> dict[str, Any]:
@@ -63,7 +66,7 @@ def render(results: Sequence[StoredResult]) -> str:
             kind="warning",
         ),
         heading("In one look"),
-        table(["threat", "verdict", "attack", "cost (processor s)"], _overview(grouped)),
+        table(["threat", "finding", "verdict", "attack", "processor s"], _overview(grouped)),
         *(
             part
             for threat, items in grouped.items()
@@ -82,10 +85,15 @@ def _overview(grouped: Mapping[str, Sequence[StoredResult]]) -> list[list[str | 
     rows: list[list[str | float | None]] = []
     for threat, items in grouped.items():
         if not items:
-            rows.append([THREATS[threat], "not tried", "", None])
+            rows.append([THREATS[threat], "not tried", "", "", None])
+        whole = [item for item in items if item.values["name"] == WHOLE_AUDIT]
         for item in items:
             values = item.values
-            rows.append([THREATS[threat], _verdict(values), values["name"], float(values["cpu_seconds"])])
+            # Ten audits are one line, with one more for each that found something.
+            if whole and item not in whole and values["leaked"] is False:
+                continue
+            cost = float(values["cpu_seconds"])
+            rows.append([THREATS[threat], FINDINGS[values["leaked"]], _verdict(values), values["name"], cost])
     return rows
 
 
@@ -101,7 +109,7 @@ def _one(item: StoredResult) -> list[str]:
     return [
         f"<h3>{escape(values['name'])}</h3>",
         paragraph(_verdict(values), kind="warning" if values["leaked"] else ""),
-        table(["measure", "attack", "95 % interval", "without the release"], _numbers(values)),
+        *_numbers(values),
         *_curves(values),
         *_pictures(item),
         *(paragraph(f"{name} check: {text}") for name, text in values["checks"].items()),
@@ -110,16 +118,19 @@ def _one(item: StoredResult) -> list[str]:
     ]
 
 
-def _numbers(values: Mapping[str, Any]) -> list[list[str | float | None]]:
-    rows: list[list[str | float | None]] = []
+def _numbers(values: Mapping[str, Any]) -> list[str]:
+    """The table of figures, without columns that would be empty; nothing if nothing was measured."""
+    if not values["metrics"]:
+        return []
+    names = ["measure", "attack", "95 % interval", "without the release"]
+    rows: list[list[str | float]] = []
     for name, value in values["metrics"].items():
         limits = values["intervals"].get(name)
         interval = "" if limits is None else f"{limits[0]:.3f} to {limits[1]:.3f}"
         baseline = values["baselines"].get(name)
-        rows.append(
-            [name.replace("_", " "), float(value), interval, "" if baseline is None else f"{baseline:.3f}"]
-        )
-    return rows
+        rows.append([in_words(name), float(value), interval, "" if baseline is None else f"{baseline:.3f}"])
+    kept = [j for j in range(4) if any(row[j] != "" for row in rows)]
+    return [table([names[j] for j in kept], [[row[j] for j in kept] for row in rows])]
 
 
 def _curves(values: Mapping[str, Any]) -> list[str]:
@@ -135,13 +146,16 @@ def _curves(values: Mapping[str, Any]) -> list[str]:
         log_x=x_label.endswith(LOG_SCALES),
         log_y=y_label.endswith(LOG_SCALES),
     )
-    rows = [[name, float(x), float(y)] for name, line in curves.items() for x, y in _thinned(line)]
-    return [chart, table(["line", x_label, y_label], rows)]
+    lines = [{float(x): float(y) for x, y in line} for line in curves.values()]
+    shown = _thinned(sorted(set().union(*lines)))
+    rows = [[x, *(line.get(x, "") for line in lines)] for x in shown]
+    return [chart, table([x_label, *curves], rows)]
 
 
-def _thinned(line: Sequence[Sequence[float]]) -> Sequence[Sequence[float]]:
-    step = max(1, -(-len(line) // MAX_TABLE_POINTS))
-    return line[::step]
+def _thinned(values: list[float]) -> list[float]:
+    """At most so many of them, the last among them."""
+    step = max(1, -(-len(values) // MAX_TABLE_POINTS))
+    return values[::-step][::-1]
 
 
 def _pictures(item: StoredResult) -> list[str]:

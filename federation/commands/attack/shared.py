@@ -209,6 +209,8 @@ def show(result: AttackResult, out: Path | None) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from instahide.attacks.metrics import in_words
+
     console = Console(highlight=False, soft_wrap=True)
     colour = {True: "red", False: "green", None: "yellow"}[result.leaked]
     console.print(f"[bold {colour}]{'LEAKS' if result.leaked else 'verdict'}[/] ", end="")
@@ -219,7 +221,7 @@ def show(result: AttackResult, out: Path | None) -> None:
         interval = "" if low_high is None else f"{low_high[0]:.3f} to {low_high[1]:.3f}"
         baseline = result.baselines.get(name)
         numbers.add_row(
-            name.replace("_", " "), f"{value:.4g}", interval, "" if baseline is None else f"{baseline:.4g}"
+            in_words(name), f"{value:.4g}", interval, "" if baseline is None else f"{baseline:.4g}"
         )
     console.print(numbers)
     for name, text in result.checks.items():

@@ -10,6 +10,7 @@ from instahide.attacks.membership_outcome import membership_outcome
 from instahide.attacks.metrics import (
     clopper_pearson,
     false_positive_rate_limit,
+    in_words,
     roc_points,
     true_positive_rate,
     true_positive_rate_interval,
@@ -90,3 +91,10 @@ def test_the_sentence_follows_the_decision() -> None:
     assert nothing.sentence("a known image", "here").startswith("Nothing found")
     assert found.leaked is True
     assert found.sentence("a known image", "here").startswith("A known image is recognised here")
+
+
+def test_metrics_have_names_for_people() -> None:
+    assert in_words("tpr_at_0.1_percent_fpr") == "true positives at 0.1 % false ones"
+    assert in_words("tpr_at_1_percent_fpr_lira_online") == "true positives at 1 % false ones: LiRA online"
+    assert in_words("share_above_0_7") == "share above 0.7"
+    assert in_words("mean_ssim") == "mean SSIM"

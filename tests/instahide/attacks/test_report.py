@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -83,6 +84,37 @@ def test_the_page_holds_verdicts_numbers_pictures_and_what_was_not_tried(tmp_pat
     assert summary["threats"]["recovery"]["leaked"] is None
     assert set(summary["threats"]) == set(THREATS)
     assert json.loads((tmp_path / "report.json").read_text()) == json.loads(json.dumps(summary))
+
+
+def test_ten_audits_are_one_line_and_one_more_for_each_that_found_something(tmp_path: Path) -> None:
+    for name, leaked in {"implementation audits": True, "mask reuse": True, "small seeds": False}.items():
+        write_result(result(name, leaked), tmp_path / name.replace(" ", "-"), attack="audits")
+    write_report(tmp_path)
+    page = (tmp_path / "index.html").read_text()
+    first = page[: page.index("<h3>")]
+    assert "implementation audits" in first
+    assert "mask reuse" in first
+    assert "small seeds" not in first
+    assert "<h3>small seeds</h3>" in page
+
+
+def test_columns_and_tables_that_would_be_empty_are_left_out(tmp_path: Path) -> None:
+    bare = result()
+    write_result(replace(bare, intervals={}, curves={}), tmp_path / "a", attack="membership")
+    write_result(replace(bare, metrics={}, curves={}), tmp_path / "b", attack="membership")
+    write_report(tmp_path)
+    page = (tmp_path / "index.html").read_text()
+    assert page.count("without the release</th>") == 1
+    assert "95 % interval" not in page
+
+
+def test_curves_are_one_table_with_a_column_for_each_line(tmp_path: Path) -> None:
+    curves = {"a": [(0.1, 0.5), (1.0, 1.0)], "b": [(0.2, 0.25), (1.0, 1.0)]}
+    write_result(replace(result(), curves=curves), tmp_path / "a", attack="membership")
+    write_report(tmp_path)
+    page = (tmp_path / "index.html").read_text()
+    assert ">a</th>" in page
+    assert '<tr><td class="number">0.100</td><td class="number">0.500</td><td></td></tr>' in page
 
 
 def test_a_folder_without_results_and_a_damaged_result_are_told_apart(tmp_path: Path) -> None:
