@@ -40,6 +40,8 @@ AUDITED: Final[Mapping[str, tuple[str, ...]]] = {
     "site-rejected": ("round", "site", "reason"),
     "site-failed": ("round", "site"),
     "site-missing": ("round", "site"),
+    "session-opened": ("round", "sites", "roster-sha256"),
+    "sum-opened": ("round", "kind", "sites", "missing", "disputes"),
     "checkpoint-saved": ("round", "sha256"),
 }
 
@@ -49,14 +51,16 @@ class AuditedEvents:
 
     def __init__(self, events: EventLog, config: RunConfig) -> None:
         self._events, self._run = events, config.run_name
-        self._log = open_audit_log(Path(config.audit_folder)) if config.audit_folder else None
+        self._folder = Path(config.audit_folder) if config.audit_folder else None
+        self._log: AuditLog | None = None
         self._last: Record | None = None
 
     def emit(self, event: str, **fields: Any) -> None:
-        """Append one event."""
+        """Append one event. Raises as AuditLog does, and as :func:`open_audit_log` the first time."""
         self._events.emit(event, **fields)
-        if self._log is None or event not in AUDITED:
+        if self._folder is None or event not in AUDITED:
             return
+        self._log = self._log or open_audit_log(self._folder)
         kept = {key: fields[key] for key in AUDITED[event] if key in fields}
         if "settings" in fields:
             kept["settings-sha256"] = hashlib.sha256(canonical_json(fields["settings"])).hexdigest()

@@ -72,11 +72,7 @@ class RunDirectory:
             raise RefusedError(
                 f"{self.path} already holds a run", hint="resume it, or choose another run-directory"
             )
-        try:
-            self.events = AuditedEvents(EventLog(self.path / "events.jsonl"), config)
-        except BaseException:
-            os.close(self._lock)
-            raise
+        self.events = AuditedEvents(EventLog(self.path / "events.jsonl"), config)
 
     def close(self) -> None:
         """Close the event log and let another coordinator in."""
@@ -149,7 +145,10 @@ class MetricsTable:
         """Record who trained the model of a round, and how long that took."""
         row = self._row(server_round)
         slowest = max(float(update.metrics.get("worker-seconds", 0.0)) for update in updates)
-        row |= {"sites": len(updates), "num-examples": sum(update.num_examples for update in updates)}
+        row |= {
+            "sites": sum(len(update.names) for update in updates),
+            "num-examples": sum(update.num_examples for update in updates),
+        }
         row |= {"seconds": seconds, "overhead-seconds": max(0.0, seconds - slowest)}
         row |= {name: value for name, value in weighted_metrics(updates).items() if name == "train-loss"}
         for update in updates:
@@ -163,7 +162,7 @@ class MetricsTable:
         averages = {name: value for name, value in weighted_metrics(updates).items() if name != "train-loss"}
         if measuring:
             row = self._row(server_round)
-            row["evaluate-sites"] = len(measuring)
+            row["evaluate-sites"] = sum(len(update.names) for update in measuring)
             row["evaluate-num-examples"] = sum(
                 update.metrics["evaluate-num-examples"] for update in measuring
             )

@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from instahide.training import DivergedError, TrainingResult, train
 from instahide.training_config import TrainingConfig
 from instahide.training_device import resolve_device
 
+from ..accounting import PrivacyEvent
 from ..hidden_sum import to_vector
 from ..messages import (
     APPROVAL,
@@ -39,6 +40,7 @@ from ..messages import (
     EVALUATE,
     POLICY,
     SESSION,
+    TRAIN,
     UNMASK,
     Arrays,
     Refusal,
@@ -53,7 +55,7 @@ from .limits import RequestLimits
 from .masked_rounds import MaskedRounds
 from .plans import AwaitingApprovalError, PlanBook
 from .policy import Policy, load_policy
-from .privacy_budget import SitePrivacy, sample_rate
+from .privacy_budget import SitePrivacy
 from .run_history import RunHistory
 from .weights import check_weights, load_weights, read_weights
 
@@ -136,7 +138,8 @@ class SiteTasks:
             )
             return self._answer(request, bundle_sha256, should_stop)
         except CancelledTaskError:
-            self._audit.abandoned(kind, settings)
+            with suppress(AuditFailedError):
+                self._audit.abandoned(kind, settings)
             raise
         except InstaHideError as error:
             return self._refused(kind, settings, error)
@@ -152,8 +155,8 @@ class SiteTasks:
             )
         if request.kind == UNMASK:
             return self._unmasked(request)
-        policy = load_policy(self._policy_path)
         self._audit.policy_read(self._policy_path)
+        policy = load_policy(self._policy_path)
         limits = RequestLimits(
             should_stop, max_seconds=policy.max_seconds, max_memory_gib=policy.max_memory_gib
         )
@@ -161,17 +164,18 @@ class SiteTasks:
         plan = self._admit(request, policy, bundle_sha256)
         model = self._model(request)
         if request.kind == SESSION:
+            if request.differential_privacy == "example":
+                self._affordable(model, request, policy)  # better said before others count on this site
             return self._session(request, model, policy)
         check_weights(model, request.arrays)
         if request.secure_aggregation:
             self._masked.check(request)
         self._audit.accepted(request, plan, approved=policy.plan_approval)
-        if _is_private(request):
-            self._pay(model, request, policy)
+        paid = self._pay(model, request, policy) if _is_private(request) else None
         self._history.record(request)
         load_weights(model, request.arrays)
         try:
-            metrics = self._measure_and_train(model, request, policy, limits)
+            metrics = self._measure_and_train(model, request, policy, limits, paid)
         except CancelledTaskError:
             limits.check()  # which tells a limit that was met from a relay that left
             raise
@@ -225,7 +229,12 @@ class SiteTasks:
         return plan
 
     def _measure_and_train(
-        self, model: ImageClassifier, request: RoundRequest, policy: Policy, limits: RequestLimits
+        self,
+        model: ImageClassifier,
+        request: RoundRequest,
+        policy: Policy,
+        limits: RequestLimits,
+        paid: PrivacyEvent | None,
     ) -> dict[str, int | float]:
         threads = min(self._threads, policy.max_threads)
         torch.set_num_threads(threads)
@@ -237,8 +246,8 @@ class SiteTasks:
         if request.kind == EVALUATE:
             return metrics
         with _faults_told_at_home("training"):
-            if _is_private(request):
-                return metrics | self._train_privately(model, request, policy, threads, limits)
+            if paid is not None:
+                return metrics | self._train_privately(model, request, policy, threads, limits, paid)
             result = self._train(model, request, policy, threads, limits)
             return metrics | {"train-loss": result.history[-1].loss, "train-seconds": result.seconds}
 
@@ -258,18 +267,24 @@ class SiteTasks:
             )
         return self._models[spec].to(resolve_device(self._device))
 
-    def _pay(self, model: ImageClassifier, request: RoundRequest, policy: Policy) -> None:
+    def _pay(self, model: ImageClassifier, request: RoundRequest, policy: Policy) -> PrivacyEvent:
         """Charge a round with differential privacy, on disk, before it is trained."""
+        event = self._affordable(model, request, policy)
+        self._privacy.charge(event)
+        return event
+
+    def _affordable(self, model: ImageClassifier, request: RoundRequest, policy: Policy) -> PrivacyEvent:
+        """What a round costs, or BudgetError; before a run's first round, for the whole of it."""
         num_examples = len(self._data.training)
         num_weights = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
         require("opacus")  # whatever would end the training is better said before it is paid for
-        PrivateSum(num_weights, request.max_grad_norm, request.noise_multiplier)
         event = self._privacy.event_of(request, num_examples=num_examples, num_weights=num_weights)
+        PrivateSum(num_weights, request.max_grad_norm, event.noise_multiplier)
         try:
             self._privacy.admit(request, event, policy)
         except RefusedError as error:
             raise BudgetError(error.message, hint=error.hint) from error
-        self._privacy.charge(event)
+        return event
 
     def _train_privately(
         self,
@@ -278,6 +293,7 @@ class SiteTasks:
         policy: Policy,
         threads: int,
         should_stop: Callable[[], bool],
+        event: PrivacyEvent,
     ) -> dict[str, int | float]:
         """DP-SGD on the images themselves; losses on training images are not private and not told."""
         result = train_with_dp(
@@ -285,9 +301,9 @@ class SiteTasks:
             self._data.training,
             training_config(request, device=self._device, threads=threads),
             target_delta=request.target_delta,
-            noise_multiplier=request.noise_multiplier,
+            noise_multiplier=event.noise_multiplier,
             max_grad_norm=request.max_grad_norm,
-            sample_rate=sample_rate(request, len(self._data.training)),
+            sample_rate=event.sample_rate,
             should_stop=should_stop,
             learning_rates=learning_rates(request, len(self._data.training)),
         )
@@ -364,7 +380,7 @@ def _kind_of_refusal(error: InstaHideError) -> str:
 
 
 def _is_private(request: RoundRequest) -> bool:
-    return request.kind != EVALUATE and request.differential_privacy == "example"
+    return request.kind == TRAIN and request.differential_privacy == "example"
 
 
 def measure(
