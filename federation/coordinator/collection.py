@@ -23,6 +23,7 @@ kept, since a site that trained again would expose its data a second time for no
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,7 +87,7 @@ class Collector:
         every site and its reason.
         """
         self._begin(request)
-        quorum = self._config.minimum_sites
+        quorum = self._quorum
         attempts = 1 + self._config.max_failed_rounds
         for attempt in range(1, attempts + 1):
             self.wait_for_sites(settle=self._config.settle_time if first and attempt == 1 else 0.0)
@@ -138,7 +139,7 @@ class Collector:
         while True:
             here = self._present()
             now = self._clock.monotonic()
-            if len(here) >= self._config.minimum_sites:
+            if len(here) >= self._quorum:
                 enough_since = now if enough_since is None else enough_since
                 everyone = not self._book.open_to_all and here >= set(self._book.sites)
                 if everyone or now - enough_since >= settle:
@@ -155,6 +156,11 @@ class Collector:
             self._clock.sleep(min(0.25, LOOK_INTERVAL))
             self._pump()
 
+    @property
+    def _quorum(self) -> int:
+        """Fewest sites a round needs."""
+        return self._config.minimum_sites
+
     # --- asking -----------------------------------------------------------------------------------
 
     def _begin(self, request: RoundRequest) -> None:
@@ -169,11 +175,14 @@ class Collector:
         for node_id, owed in busy.items():
             if owed.request is not request and node_id not in self._good:
                 self._lose(node_id, "site-missing", f"still at work on round {owed.request.server_round}")
-        wanted = [node_id for node_id in sorted(online) if node_id not in busy and node_id not in self._good]
+        orders = self._orders(request)
+        free = [node_id for node_id in sorted(online) if node_id not in busy and node_id not in self._good]
+        wanted = [node_id for node_id in free if node_id in orders]
         for node_id in wanted:
             self._lost.pop(node_id, None)
             self._undecided.discard(node_id)
-        sent = self._grid.push(dict.fromkeys(wanted, request), lifetime=self._lifetime) if wanted else {}
+        messages = {node_id: orders[node_id] for node_id in wanted}
+        sent = self._grid.push(messages, lifetime=self._lifetime) if wanted else {}
         now = self._clock.monotonic()
         for node_id in wanted:
             if node_id in sent:
@@ -182,6 +191,10 @@ class Collector:
                 )
             else:
                 self._lose(node_id, "site-failed", "the request could not be handed to the network")
+
+    def _orders(self, request: RoundRequest) -> Mapping[int, RoundRequest]:
+        """Who may be asked, and with what: everybody with the same."""
+        return dict.fromkeys(self._known_online(), request)
 
     @property
     def _lifetime(self) -> float:
@@ -270,7 +283,7 @@ class Collector:
     def _take_refusal(self, node_id: int, reply: SiteReply, refusal: Refusal) -> None:
         if refusal.kind == APPROVAL:
             self._undecided.add(node_id)
-        facts: dict[str, str] = {"hint": refusal.hint, "kind": refusal.kind} | _head_of(reply)
+        facts: dict[str, str] = {"hint": refusal.hint, "kind": refusal.kind} | head_of(reply)
         self._lose(node_id, "site-refused", refusal.reason, **facts)
 
     def _validate(self, owed: Owed, arrived: GridReply) -> None:
@@ -295,7 +308,7 @@ class Collector:
             "kind": request.kind,
             "seconds": round(seconds, 3),
             "metrics": update.metrics,
-        } | _head_of(arrived.reply)
+        } | head_of(arrived.reply)
         if arrived.reply.arrays:
             facts["update-sha256"] = arrays_sha256(arrived.reply.arrays)  # as it came, not as clipped
         self._events.emit("site-replied", round=request.server_round, site=name, **facts)
@@ -327,7 +340,7 @@ class Collector:
     def _who_is_absent(self, here: set[int]) -> str:
         absent = ", ".join(self._absent(here)) or "others"
         return (
-            f"{len(here)} of the {self._config.minimum_sites} sites needed are there after "
+            f"{len(here)} of the {self._quorum} sites needed are there after "
             f"{self._config.start_deadline:g} s; absent: {absent}"
         )
 
@@ -337,5 +350,5 @@ class Collector:
         return f"{len(self._good)} valid updates of the {quorum} needed ({told})"
 
 
-def _head_of(reply: SiteReply) -> dict[str, str]:
+def head_of(reply: SiteReply) -> dict[str, str]:
     return {"audit-head": reply.audit_head} if reply.audit_head else {}

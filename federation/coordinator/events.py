@@ -36,6 +36,8 @@ EVENTS = frozenset(
         "site-name-differs",
         "reply-ignored",  # from a node that was not asked, or a second time
         "update-clipped",
+        "session-opened",  # secure aggregation: the sites that take part, and the roster's hash
+        "sum-opened",  # of the masked updates of these sites; "disputes" names pairs with a wrong share
         "checkpoint-saved",
         "checkpoint-corrupt",
     }

@@ -29,6 +29,7 @@ from .checkpoints import Checkpoint
 from .client_privacy import NoisyMean, with_client_privacy
 from .collection import Collector
 from .grid import Clock, RoundGrid, SystemClock
+from .masked_collection import MaskedCollector
 from .model_card import write_model_card
 from .outputs import MetricsTable, RunDirectory, file_sha256
 from .sites import SiteBook
@@ -85,7 +86,8 @@ class _Run:
         self._aggregator = build_aggregator(config)
         self._book = SiteBook.read(directory.path / "sites.json")
         self._validator = UpdateValidator(config, self._book)
-        self._collector = Collector(
+        collector = MaskedCollector if config.secure_aggregation else Collector
+        self._collector = collector(
             config, grid, clock, book=self._book, validator=self._validator, events=self._events
         )
         self._done = 0
@@ -130,7 +132,7 @@ class _Run:
         self._table.write()
         self._save()
         facts = {name: row[name] for name in ("num-examples", "train-loss", "seconds") if name in row}
-        names = [update.site_name for update in updates]
+        names = [name for update in updates for name in update.names]
         more: dict[str, Any] = {"aggregate-sha256": arrays_sha256(self._weights)}
         if self._aggregator.left_out:
             more["left-out"] = self._aggregator.left_out
@@ -165,7 +167,7 @@ class _Run:
         replies = self._in_site_order(self._collector.measure(request))
         averages = self._table.measured(self._done, replies)
         self._table.write()
-        names = [reply.site_name for reply in replies]
+        names = [name for reply in replies for name in reply.names]
         self._events.emit("evaluation-finished", round=self._done, sites=names, metrics=averages)
 
     def _finish(self) -> RunResult:

@@ -37,7 +37,10 @@ class RejectedUpdateError(FederationError):
 
 @dataclass(frozen=True, kw_only=True)
 class Update:
-    """A reply that passed: weights, their claim to weight, and what the site measured."""
+    """A reply that passed: weights, their claim to weight, and what the site measured.
+
+    With secure aggregation it is the mean over ``members``, and nobody's own.
+    """
 
     node_id: int
     site_name: str
@@ -46,6 +49,12 @@ class Update:
     metrics: dict[str, int | float]
     norm: float = 0.0
     clipped: bool = False
+    members: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The sites it is from."""
+        return self.members or (self.site_name,)
 
 
 class UpdateValidator:
