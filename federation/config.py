@@ -109,7 +109,7 @@ class TrainingSettings:
     encoding_mode: str = setting(
         "hardened",
         str,
-        "variant of the encoding (mode dp is for files: `instahide encode`; here differential-privacy example)",
+        "variant of the encoding (dp is for files: `instahide encode`; here differential-privacy example)",
         choices=("hardened", "compat", "mixup"),
     )
     num_mixed: int = setting(4, int, "images mixed into one encoding (k)", minimum=1, maximum=16)
@@ -134,6 +134,13 @@ class TrainingSettings:
         "delta at which epsilon is stated, well below one over the units",
         minimum=1e-15,
         below=1.0,
+    )
+    target_epsilon: float = setting(
+        0.0,
+        float,
+        "epsilon of the whole run at each site, which finds the noise for it; 0: noise-multiplier says",
+        minimum=0.0,
+        maximum=30.0,
     )
     minimum_sites: int = setting(
         2, int, "quorum: fewer valid updates than this and the round has failed", minimum=1, maximum=10_000
@@ -192,6 +199,12 @@ class TrainingSettings:
             raise InvalidInputError(f"ring-bits is {self.ring_bits}", hint="16, 32 or 64")
         if self.differential_privacy == "example":
             self._check_example_privacy()
+        elif self.target_epsilon:
+            raise InvalidInputError(
+                "target-epsilon is what each site keeps for its images, which differential-privacy "
+                f"{self.differential_privacy} does not ask for",
+                hint="set differential-privacy to example, or set noise-multiplier instead",
+            )
 
     def _check_example_privacy(self) -> None:
         if self.encoding != "none":

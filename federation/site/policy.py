@@ -231,7 +231,8 @@ def _differential_privacy(policy: Policy, request: RoundRequest, facts: SiteFact
                 hint="set differential-privacy to example, and encoding to none",
             )
         return
-    if request.noise_multiplier < policy.minimum_noise_multiplier:
+    # With a target-epsilon the site finds the noise itself, and holds it against the minimum then.
+    if not request.target_epsilon and request.noise_multiplier < policy.minimum_noise_multiplier:
         raise RefusedError(
             f"noise-multiplier {request.noise_multiplier:g} is below this site's minimum",
             hint=f"at least {policy.minimum_noise_multiplier:g}",

@@ -16,6 +16,7 @@ import logging
 import math
 from bisect import bisect_left
 
+from instahide.dp_training import noise_multiplier_for
 from instahide.errors import RefusedError
 
 from ..accounting import PrivacyCap, PrivacyEvent, epsilon_of
@@ -31,20 +32,34 @@ class SitePrivacy:
 
     def __init__(self, ledger: PrivacyLedger) -> None:
         self._ledger = ledger
+        self._found: dict[tuple[float | int, ...], float] = {}
 
     def event_of(self, request: RoundRequest, *, num_examples: int, num_weights: int) -> PrivacyEvent:
         """What one round of ``request`` costs at a site of ``num_examples`` images."""
         rate = sample_rate(request, num_examples)
         num_steps = math.ceil(request.local_epochs / rate - 1e-9)
+        noise_multiplier = request.noise_multiplier
+        if request.target_epsilon:
+            noise_multiplier = self._noise_for(request, rate, num_steps, num_weights)
         return PrivacyEvent(
             run_name=request.run_name,
             server_round=request.server_round,
             mechanism="dp-sgd",
-            noise_multiplier=request.noise_multiplier,
+            noise_multiplier=noise_multiplier,
             sample_rate=rate,
             num_steps=num_steps,
             num_draws=num_steps * num_weights,
         )
+
+    def _noise_for(self, request: RoundRequest, rate: float, num_steps: int, num_weights: int) -> float:
+        """The least noise with which all rounds of the run keep target-epsilon; found once."""
+        all_steps = num_steps * request.num_server_rounds
+        key = (request.target_epsilon, request.target_delta, rate, all_steps, num_weights)
+        if key not in self._found:
+            self._found[key] = noise_multiplier_for(
+                request.target_epsilon, request.target_delta, rate, all_steps, num_weights=num_weights
+            )
+        return self._found[key]
 
     def admit(self, request: RoundRequest, event: PrivacyEvent, policy: Policy) -> None:
         """Return quietly if the round fits under the cap; before a run's first one, if the whole run does.
@@ -53,6 +68,12 @@ class SitePrivacy:
             RefusedError: it does not, with the figures.
             IntegrityError: the ledger is damaged.
         """
+        if event.noise_multiplier < policy.minimum_noise_multiplier:
+            raise RefusedError(
+                f"target-epsilon {request.target_epsilon:g} takes a noise-multiplier of "
+                f"{event.noise_multiplier:.3g} here, below this site's minimum",
+                hint=f"at least {policy.minimum_noise_multiplier:g}: ask for a smaller target-epsilon",
+            )
         if policy.max_epsilon is None:
             return
         cap = PrivacyCap(max_epsilon=policy.max_epsilon, delta=policy.max_delta)

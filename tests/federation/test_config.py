@@ -192,6 +192,13 @@ def test_example_level_privacy_is_refused_where_it_would_not_hold(settings, said
     assert caught.value.hint
 
 
+@pytest.mark.parametrize("unit", ["none", "client"])
+def test_a_target_epsilon_that_nobody_would_keep_is_refused(unit):
+    clip = {"max_update_norm": 1.0, "over_norm": "clip"}
+    with pytest.raises(InvalidInputError, match="target-epsilon"):
+        RunConfig(differential_privacy=unit, target_epsilon=3.0, **clip)
+
+
 @pytest.mark.slow
 def test_the_models_named_for_example_level_privacy_are_those_that_can_be_trained():
     """Opacus is asked: one step on two images of every model there is."""

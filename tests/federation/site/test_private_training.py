@@ -13,7 +13,7 @@ import pytest
 from federation.accounting import PrivacyCap, PrivacyEvent, epsilon_of
 from federation.messages import SiteReply
 from federation.privacy_ledger import LEDGER_NAME, PrivacyLedger
-from federation.site import round_task
+from federation.site import privacy_budget, round_task
 from federation.site.round_task import CancelledTaskError
 from instahide.dp_training import train_with_dp
 
@@ -201,6 +201,30 @@ def test_a_coordinator_that_names_few_rounds_and_asks_for_more_meets_the_cap_lat
     assert len(charged) == refused_at - 1
     assert PrivacyCap(max_epsilon=3.0, delta=1e-5).epsilon(charged) <= 3.0
     assert epsilon_of(charged, 1e-5) <= 3.0
+
+
+def test_a_site_finds_the_noise_that_keeps_the_target_over_the_whole_run(site: Site) -> None:
+    """Two rounds planned: twice what the first is charged comes to the target and hardly less."""
+    asked: dict[str, Any] = {"target_epsilon": 3.0, "num_server_rounds": 2}
+    assert ask(site, 1, **asked).refusal is None
+    assert ask(site, 2, **asked).refusal is None
+    first, second = events(site)
+    assert first.noise_multiplier == second.noise_multiplier
+    assert 2.9 < epsilon_of([first, second], 1e-5) <= 3.0
+
+
+def test_noise_found_for_a_target_is_held_against_the_sites_minimum(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        privacy_budget, "noise_multiplier_for", lambda *_, **__: 1.0
+    )  # finding it takes seconds
+    site = Site(tmp_path, OPEN + "minimum-noise-multiplier = 5.0\n")
+    asked: dict[str, Any] = {"noise_multiplier": 9.0, "target_epsilon": 8.0, "num_server_rounds": 1}
+    kind, reason = why(ask(site, **asked))
+    assert kind == "budget"
+    assert "below this site's minimum" in reason
+    assert events(site) == ()
 
 
 # --- policy -------------------------------------------------------------------------------------------
