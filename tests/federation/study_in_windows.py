@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from federation.coordinator.events import read_events
+from federation.plan import Plan, read_plan
 from federation.supervision import free_port
 
 from .command_line import Window, instahide, window, write_digits, write_public
@@ -50,6 +51,15 @@ class StudyInWindows:
         sets = [word for setting in settings for word in ("--set", setting)]
         return ("coordinator", "run", str(self.study), "--name", name, *QUICK, *sets)
 
+    def approve(self, name: str, *settings: str) -> Plan:
+        """The coordinator exports the plan of a run, and every hospital approves it beforehand."""
+        sets = [word for setting in settings for word in ("--set", setting)]
+        file = self.root / f"{name}.plan.json"
+        instahide("coordinator", "plan", self.study, "--name", name, *QUICK, *sets, "--out", file)
+        for hospital in self.hospitals:
+            instahide("node", "plan", "approve", self.root / hospital, "--file", file)
+        return read_plan(file)
+
     def wait_for_round(self, name: str, server_round: int, running: Window) -> None:
         """Wait until a round is done, in the run that ``running`` shows."""
         running.wait_for(f"round {server_round} done")
@@ -68,9 +78,12 @@ def allow(policy: Path, *lines: str) -> None:
 
 @contextmanager
 def study_in_windows(
-    root: Path, names: tuple[str, ...] = ("st-mary", "northside")
+    root: Path, names: tuple[str, ...] = ("st-mary", "northside"), *, approving: bool = False
 ) -> Iterator[StudyInWindows]:
-    """Set everything up as the README says; yields once every hospital is online."""
+    """Set everything up as the README says; yields once every hospital is online.
+
+    ``approving``: the hospitals serve approved plans only, as they do unless their policy says otherwise.
+    """
     study, public = root / "study", write_public(root / "public.npz")
     port = free_port()
     instahide("coordinator", "init", study, "--host", "127.0.0.1", "--listen", "127.0.0.1", "--port", port)
@@ -81,7 +94,8 @@ def study_in_windows(
             data = write_digits(root / f"{name}.npz", 200 * number)
             words = ("node", "init", root / name, "--name", name, "--data", data, "--public", public)
             instahide(*words, "--threads", "1")
-            allow(root / name / "policy.toml", "minimum-cohort-size = 1", "plan-approval = false")
+            asks_for = "true" if approving else "false"
+            allow(root / name / "policy.toml", "minimum-cohort-size = 1", f"plan-approval = {asks_for}")
         opened.coordinator.wait_for("Ctrl-C stops")
         for name in names:
             request, answer = (root / name / f"{name}.{kind}.json" for kind in ("request", "join"))
