@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from types import TracebackType
+from typing import Any
 
 SAMPLE_SECONDS = 0.05
 
@@ -45,6 +46,14 @@ class Cost:
         self.wall_seconds = time.perf_counter() - self._started[1]
         self._done.set()
         self._sampler.join()
+
+    def figures(self) -> dict[str, Any]:
+        """The three figures by their names in :class:`instahide.attacks.view.AttackResult`."""
+        return {
+            "cpu_seconds": self.cpu_seconds,
+            "wall_seconds": self.wall_seconds,
+            "peak_bytes": self.peak_bytes,
+        }
 
     def _sample(self) -> None:
         while True:

@@ -133,14 +133,12 @@ def audit_result(
         name=name,
         metrics=metrics,
         intervals={},  # the bound is itself the lower end of a one-sided interval
-        cpu_seconds=cost.cpu_seconds,
+        **cost.figures(),
         assumptions=assumptions,
         settings={**settings, "claim": claim.words, "stopped_early": stopped, "confidence": CONFIDENCE},
         verdict=_verdict(finding, claimed),
         leaked=finding.contradicted,
         baselines={"epsilon_lower_bound": 0.0},
-        wall_seconds=cost.wall_seconds,
-        peak_bytes=cost.peak_bytes,
         seed=seed,
         checks=checks or {},
         curves={

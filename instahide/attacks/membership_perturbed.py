@@ -119,9 +119,7 @@ def membership_by_copy(
         name="known-image membership by a changed copy",
         metrics={name: outcome.metrics["auc"] for name, outcome in outcomes.items()},
         intervals={name: outcome.intervals["auc"] for name, outcome in outcomes.items()},
-        cpu_seconds=cost.cpu_seconds,
-        wall_seconds=cost.wall_seconds,
-        peak_bytes=cost.peak_bytes,
+        **cost.figures(),
         assumptions=(
             "the attacker holds a changed copy of each candidate, all changed in the same way",
             f"the attacker has {len(view.public_images)} other images of the same kind",

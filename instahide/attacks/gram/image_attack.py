@@ -83,9 +83,7 @@ def gram_image_attack(
         metrics=metrics,
         intervals=intervals,
         baselines=baselines,
-        cpu_seconds=cost.cpu_seconds,
-        wall_seconds=cost.wall_seconds,
-        peak_bytes=cost.peak_bytes,
+        **cost.figures(),
         seed=seed,
         checks=checks,
         assumptions=(

@@ -120,9 +120,7 @@ def audit_artefacts(paths: Iterable[Path], *, progress: Callable[..., None] | No
         },
         intervals={},
         baselines={},
-        cpu_seconds=cost.cpu_seconds,
-        wall_seconds=cost.wall_seconds,
-        peak_bytes=cost.peak_bytes,
+        **cost.figures(),
         assumptions=("the attacker gets the scanned files, and nothing else",),
         settings={
             "findings": [{"kind": f.kind, "where": f.where, "what": f.what} for f in scan.findings],

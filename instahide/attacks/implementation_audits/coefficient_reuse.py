@@ -133,9 +133,7 @@ def _result(
         metrics=metrics or {},
         intervals={},
         baselines={"false_alarm_rate": FAMILY_FALSE_ALARM},
-        cpu_seconds=cost.cpu_seconds if cost else 0.0,
-        wall_seconds=cost.wall_seconds if cost else 0.0,
-        peak_bytes=cost.peak_bytes if cost else 0,
+        **(cost or Cost()).figures(),
         assumptions=(
             "soft labels are published",
             "rows are in the order in which they were encoded, or a re-use is of equal floating-point values",

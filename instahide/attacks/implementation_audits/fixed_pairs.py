@@ -140,9 +140,7 @@ def _result(
         metrics=metrics or {},
         intervals={},
         baselines={"false_alarm_rate": FAMILY_FALSE_ALARM, **(baselines or {})},
-        cpu_seconds=cost.cpu_seconds if cost else 0.0,
-        wall_seconds=cost.wall_seconds if cost else 0.0,
-        peak_bytes=cost.peak_bytes if cost else 0,
+        **(cost or Cost()).figures(),
         assumptions=(
             "soft labels are published; an entry above zero is a class that was mixed in",
             "the number of epochs is published",

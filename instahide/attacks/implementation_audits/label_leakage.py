@@ -60,9 +60,7 @@ def audit_labels(release: Release, *, true_private: NDArray[np.float64] | None =
         metrics=metrics,
         intervals={},
         baselines={},
-        cpu_seconds=cost.cpu_seconds,
-        wall_seconds=cost.wall_seconds,
-        peak_bytes=cost.peak_bytes,
+        **cost.figures(),
         assumptions=("soft labels are published beside the encodings", "the published law is the one used"),
         settings={"num_encodings": len(release), "scheme": release.scheme, "mode": release.config.mode},
     )

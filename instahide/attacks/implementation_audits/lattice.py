@@ -258,9 +258,7 @@ def _result(
         metrics=metrics,
         intervals=intervals or {},
         baselines={"pixels_decoded": 2.0**-8},
-        cpu_seconds=cost.cpu_seconds if cost else 0.0,
-        wall_seconds=cost.wall_seconds if cost else 0.0,
-        peak_bytes=cost.peak_bytes if cost else 0,
+        **(cost or Cost()).figures(),
         assumptions=(
             "labels show every coefficient of the decoded rows (classes apart; at most one public source)",
             "images were 8-bit, and the map from pixel to value before mixing is public",

@@ -259,9 +259,7 @@ def audit_mask_generator(
         metrics=metrics,
         intervals={},
         baselines={"held_out_bits_predicted": 0.5, "false_alarm_rate": 2.0**-MIN_SURPLUS},
-        cpu_seconds=cost.cpu_seconds,
-        wall_seconds=cost.wall_seconds,
-        peak_bytes=cost.peak_bytes,
+        **cost.figures(),
         assumptions=(
             "masks are drawn row after row, in the order of the file, with no other draw in between",
             "the sign of some pixels is certain: where |e| is the same in every encoding, or as given",

@@ -119,9 +119,7 @@ def audit_masks(release: Release, *, seed: int = 0, progress: Progress | None = 
         },
         intervals={},
         baselines={"false_alarm_rate": FAMILY_FALSE_ALARM},
-        cpu_seconds=cost.cpu_seconds,
-        wall_seconds=cost.wall_seconds,
-        peak_bytes=cost.peak_bytes,
+        **cost.figures(),
         assumptions=("neighbouring pixels of the mixed images tend to have one sign",),
         settings={
             "num_encodings": N,

@@ -121,9 +121,7 @@ def _result(
         metrics=metrics or {},
         intervals={},
         baselines={"false_alarm_rate": FAMILY_FALSE_ALARM},
-        cpu_seconds=cost.cpu_seconds if cost else 0.0,
-        wall_seconds=cost.wall_seconds if cost else 0.0,
-        peak_bytes=cost.peak_bytes if cost else 0,
+        **(cost or Cost()).figures(),
         assumptions=(
             "the public pool is known, in the order the encoder used",
             "the order of the pool says nothing about what its images show",

@@ -313,9 +313,7 @@ def audit_seeds(
         },
         intervals={},
         baselines={"false_alarm_rate": FALSE_ALARM},
-        cpu_seconds=cost.cpu_seconds,
-        wall_seconds=cost.wall_seconds,
-        peak_bytes=cost.peak_bytes,
+        **cost.figures(),
         assumptions=(
             "the generator was seeded immediately before the coefficients (or the masks) of this release",
             "the sampler is one of those listed; its code is public",

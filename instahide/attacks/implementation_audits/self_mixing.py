@@ -64,9 +64,7 @@ def audit_self_mixing(
         },
         intervals={},
         baselines={"false_alarm_rate": FAMILY_FALSE_ALARM, "rows_by_plain_permutations": _expected(release)},
-        cpu_seconds=cost.cpu_seconds,
-        wall_seconds=cost.wall_seconds,
-        peak_bytes=cost.peak_bytes,
+        **cost.figures(),
         assumptions=(
             "images were 8-bit, and the map from pixel to value before mixing is public",
             "soft labels are published, or all sources are one image",

@@ -79,9 +79,7 @@ def model_membership(
     headline = HEADLINE_ONLINE if view.is_online else HEADLINE_OFFLINE
     common: dict[str, Any] = {
         "name": f"model membership ({headline.replace('_', ' ')})",
-        "cpu_seconds": cost.cpu_seconds,
-        "wall_seconds": cost.wall_seconds,
-        "peak_bytes": cost.peak_bytes,
+        **cost.figures(),
         "assumptions": (*_assumptions(view), *assumptions),
         "settings": {"num_candidates": len(view), "num_shadows": view.num_shadows, **(settings or {})},
         "scores": scores[headline],

@@ -165,7 +165,7 @@ def _result(
             "recognisable_at_worst": worst.recognisable,
         },
         intervals={"mean_ssim_at_worst": worst.score.mean_ssim_interval},
-        cpu_seconds=cost.cpu_seconds,
+        **cost.figures(),
         assumptions=(
             f"tier {tier}; the public pool is {'known' if pool_known else 'not known'}",
             "the images that are not encoded are the attacker's images of the same kind",
@@ -182,8 +182,6 @@ def _result(
         },
         verdict=_verdict(points, along),
         leaked=any(point.leaked for point in points),
-        wall_seconds=cost.wall_seconds,
-        peak_bytes=cost.peak_bytes,
         seed=seed,
         curves={
             "mean SSIM": [(float(point.value), point.score.mean_ssim) for point in points],

@@ -55,7 +55,7 @@ def recovery_result(
         name=f"recovery, tier {view.tier}" + ("" if view.release.public_pool is None else ", pool known"),
         metrics=metrics,
         intervals=intervals,
-        cpu_seconds=recovery.cost.cpu_seconds,
+        **recovery.cost.figures(),
         assumptions=_assumptions(view),
         settings={
             "tier": view.tier,
@@ -69,8 +69,6 @@ def recovery_result(
         verdict=verdict(recovery),
         leaked=recovery.leaked,
         baselines=baselines,
-        wall_seconds=recovery.cost.wall_seconds,
-        peak_bytes=recovery.cost.peak_bytes,
         seed=seed,
         checks=_checks(view, recovery),
         pictures=pictures,
