@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from instahide.atomic import atomic_write_bytes, atomic_write_text
+from instahide.atomic import atomic_write_bytes, atomic_write_text, nothing_left_on_error
 from instahide.errors import InvalidInputError, RefusedError
 
 from .flower_processes.environment import flower_environment
@@ -111,9 +111,6 @@ def create_node(
     folder = NodeFolder(path.resolve())
     if folder.key.exists():
         raise RefusedError(f"{path} already holds a node", hint="use another folder")
-    is_new = not path.exists()
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path.chmod(0o700)
     settings: dict[str, object] = {
         "site-name": name,
         "data": str(data.resolve()),
@@ -131,27 +128,25 @@ def create_node(
         settings["class-names"] = list(class_names)
     lines = ["# The site worker's settings; paths are relative to this folder."]
     lines += [f"{key} = {json.dumps(value)}" for key, value in settings.items()]
-    atomic_write_text(folder.worker_config, "\n".join(lines) + "\n", mode=0o600)
-    try:
+    with nothing_left_on_error(path):  # a second try finds nothing in its way
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.chmod(0o700)
+        atomic_write_text(folder.worker_config, "\n".join(lines) + "\n", mode=0o600)
         site = load_site_data(load_worker_config(folder.worker_config))
-    except BaseException:  # nothing is kept of a node that cannot be
-        folder.worker_config.unlink()
-        if is_new:
-            path.rmdir()
-        raise
-    if not folder.policy.exists():
-        write_default_policy(folder.policy)
-    key = create_node_key(folder.path)
-    request = JoinRequest(
-        name=name,
-        public_key=key.public.read_text(encoding="ascii").strip(),
-        identity_key=load_or_create_identity(folder.identity_key).public_line,
-        num_examples=len(site.training),
-        evaluate_num_examples=len(site.test),
-        class_names=site.class_names,
-        image_shape=site.training.image_shape,
-    )
-    return folder, request, write_exchange(request, folder.path / f"{name}.request.json")
+        if not folder.policy.exists():
+            write_default_policy(folder.policy)
+        key = create_node_key(folder.path)
+        request = JoinRequest(
+            name=name,
+            public_key=key.public.read_text(encoding="ascii").strip(),
+            identity_key=load_or_create_identity(folder.identity_key).public_line,
+            num_examples=len(site.training),
+            evaluate_num_examples=len(site.test),
+            class_names=site.class_names,
+            image_shape=site.training.image_shape,
+        )
+        request_file = write_exchange(request, folder.path / f"{name}.request.json")
+    return folder, request, request_file
 
 
 def join(folder: NodeFolder, answer: JoinAnswer) -> NodeSettings:

@@ -90,7 +90,8 @@ class PrivacyLedger:
         """Append ``event``; when this returns it is on the disk.
 
         Raises:
-            IntegrityError: the file is damaged, or cannot be written any more.
+            IntegrityError: the file is damaged.
+            InvalidInputError: it cannot be written: the disk is full, say.
         """
         with self._transaction() as connection:
             entries = _read(connection)
@@ -127,6 +128,11 @@ class PrivacyLedger:
                 connection.execute("COMMIT")
             finally:
                 connection.close()
+        except sqlite3.OperationalError as error:
+            raise InvalidInputError(
+                f"the privacy ledger cannot be written: {error}",
+                hint="check the disk of the state folder and its free space; what was charged is kept",
+            ) from error
         except sqlite3.Error as error:
             raise _damaged(str(error)) from error
 

@@ -24,7 +24,7 @@ from typing import Any
 
 import psutil
 
-from instahide.atomic import atomic_path, atomic_write_text
+from instahide.atomic import atomic_path, atomic_write_text, nothing_left_on_error
 from instahide.errors import IntegrityError, InvalidInputError, RefusedError
 
 from .config import RunConfig
@@ -109,14 +109,15 @@ def create_study(path: Path, *, names: tuple[str, ...], listen: str, port: int) 
     check_server_names(names)
     if (path / SETTINGS).exists():
         raise RefusedError(f"{path} already holds a study", hint="use another folder")
-    create_coordinator_folder(path, names=names)
-    load_or_create_identity(path / IDENTITY_FILE)
-    lines = [
-        f"names = {json.dumps(list(names))}  # in the gateway's certificate; hospitals use the first",
-        f"listen = {json.dumps(listen)}  # address the gateway listens on",
-        f"port = {port}",
-    ]
-    atomic_write_text(path / SETTINGS, "\n".join(lines) + "\n", mode=0o600)
+    with nothing_left_on_error(path):
+        create_coordinator_folder(path, names=names)
+        load_or_create_identity(path / IDENTITY_FILE)
+        lines = [
+            f"names = {json.dumps(list(names))}  # in the gateway's certificate; hospitals use the first",
+            f"listen = {json.dumps(listen)}  # address the gateway listens on",
+            f"port = {port}",
+        ]
+        atomic_write_text(path / SETTINGS, "\n".join(lines) + "\n", mode=0o600)
     return load_study(path)
 
 

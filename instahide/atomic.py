@@ -7,6 +7,7 @@ named ``.NAME.XXXX.partial`` and is never mistaken for the file.
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +41,29 @@ def atomic_write_bytes(path: str | os.PathLike[str], data: bytes, *, mode: int =
 def atomic_write_text(path: str | os.PathLike[str], text: str, *, mode: int = 0o644) -> None:
     """Replace ``path`` by ``text`` (UTF-8) in one step."""
     atomic_write_bytes(path, text.encode("utf-8"), mode=mode)
+
+
+@contextmanager
+def nothing_left_on_error(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Where the block fails, take back what it put into ``folder``, and ``folder`` itself if it is new.
+
+    For what is whole with several files only: a second try finds none of them in its way.
+    """
+    path = Path(folder)
+    is_new = not path.exists()
+    before = set() if is_new else set(path.iterdir())
+    try:
+        yield
+    except BaseException:
+        made = set(path.iterdir()) - before if path.exists() else set()
+        for entry in made:
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                entry.unlink(missing_ok=True)
+        if is_new and path.exists():
+            path.rmdir()
+        raise
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from instahide.atomic import atomic_path, atomic_write_bytes, atomic_write_text
+from instahide.atomic import atomic_path, atomic_write_bytes, atomic_write_text, nothing_left_on_error
 
 
 def test_a_file_is_replaced_and_nothing_else_is_left(tmp_path: Path) -> None:
@@ -50,3 +50,19 @@ def test_a_writer_killed_in_the_middle_leaves_nothing_under_the_name(tmp_path: P
     assert done.returncode == -signal.SIGKILL
     assert not (tmp_path / "a.bin").exists()
     assert [path.suffix for path in tmp_path.iterdir()] == [".partial"]
+
+
+def test_of_a_block_that_fails_nothing_is_left_but_what_was_there(tmp_path: Path) -> None:
+    (tmp_path / "kept").write_text("before")
+    with pytest.raises(OSError, match="full"), nothing_left_on_error(tmp_path):
+        (tmp_path / "new").write_text("1")
+        (tmp_path / "folder" / "deeper").mkdir(parents=True)
+        raise OSError("full")
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    with pytest.raises(OSError, match="full"), nothing_left_on_error(tmp_path / "whole"):
+        (tmp_path / "whole").mkdir()
+        raise OSError("full")
+    assert not (tmp_path / "whole").exists()
+    with nothing_left_on_error(tmp_path / "whole"):
+        (tmp_path / "whole").mkdir()
+    assert (tmp_path / "whole").exists()
