@@ -243,7 +243,7 @@ def test_the_weights_a_private_run_starts_from_are_the_ones_it_was_given(tmp_pat
 
 
 def canary_scores(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """4,000 canary sites over ten rounds: each sends ten clipping norms along a weight of its own, by coin."""
+    """4,000 canary sites, ten rounds: each sends ten clipping norms along a weight of its own, by coin."""
     size, rng = 400, np.random.default_rng(5)
     current = {"w": np.zeros(size, np.float32)}
     scores, coins = [], []
