@@ -52,17 +52,20 @@ def test_a_writer_killed_in_the_middle_leaves_nothing_under_the_name(tmp_path: P
     assert [path.suffix for path in tmp_path.iterdir()] == [".partial"]
 
 
+def fill_and_fail(folder: Path) -> None:
+    with nothing_left_on_error(folder):
+        folder.mkdir(exist_ok=True)
+        (folder / "new").write_text("1")
+        (folder / "inner" / "deeper").mkdir(parents=True)
+        raise OSError("full")
+
+
 def test_of_a_block_that_fails_nothing_is_left_but_what_was_there(tmp_path: Path) -> None:
     (tmp_path / "kept").write_text("before")
-    with pytest.raises(OSError, match="full"), nothing_left_on_error(tmp_path):
-        (tmp_path / "new").write_text("1")
-        (tmp_path / "folder" / "deeper").mkdir(parents=True)
-        raise OSError("full")
+    for folder in (tmp_path, tmp_path / "whole"):
+        with pytest.raises(OSError, match="full"):
+            fill_and_fail(folder)
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
-    with pytest.raises(OSError, match="full"), nothing_left_on_error(tmp_path / "whole"):
-        (tmp_path / "whole").mkdir()
-        raise OSError("full")
-    assert not (tmp_path / "whole").exists()
     with nothing_left_on_error(tmp_path / "whole"):
         (tmp_path / "whole").mkdir()
     assert (tmp_path / "whole").exists()
