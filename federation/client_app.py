@@ -49,6 +49,12 @@ def session(message: Message, context: Context) -> Message:
     return relay(message, context, "query.session")
 
 
+@app.query("confirm")  # type: ignore[untyped-decorator]
+def confirm(message: Message, context: Context) -> Message:
+    """Pass a "query.confirm" message to the worker."""
+    return relay(message, context, "query.confirm")
+
+
 @app.query("unmask")  # type: ignore[untyped-decorator]
 def unmask(message: Message, context: Context) -> Message:
     """Pass a "query.unmask" message to the worker."""

@@ -164,6 +164,9 @@ class TrainingSettings:
     reconstruction_threshold: int = setting(
         0, int, "sites whose answers open a sum; 0: two thirds of them and one", minimum=0, maximum=255
     )
+    confirm_survivors: bool = setting(
+        False, bool, "let the sites sign whose updates are in a sum before it is opened (a third message)"
+    )
     ring_bits: int = setting(
         32, int, "bits of an entry of a masked update: 16, 32 or 64", minimum=16, maximum=64
     )
@@ -364,12 +367,6 @@ class RunConfig(TrainingSettings):
             raise InvalidInputError(
                 "differential-privacy client needs every update clipped to a norm",
                 hint="set max-update-norm above 0 and over-norm to clip",
-            )
-        if self.secure_aggregation:
-            raise InvalidInputError(
-                "differential-privacy client has the coordinator clip and add noise, and secure-aggregation "
-                "hides from it what to clip",
-                hint="set one of the two; differential-privacy example goes with secure-aggregation",
             )
         if self.strategy not in ("fedavg", "fedprox", "fedadam"):
             raise InvalidInputError(

@@ -39,7 +39,8 @@ from instahide.errors import FederationError, InvalidInputError
 from .packing import pack_arrays, unpack_arrays
 
 MAGIC: Final = b"IHF1"
-KINDS: Final = frozenset({"train", "evaluate", "query.session", "query.unmask", "status", "reply"})
+QUERIES: Final = frozenset({"query.session", "query.confirm", "query.unmask"})  # of secure aggregation
+KINDS: Final = QUERIES | {"train", "evaluate", "status", "reply"}
 BUNDLE_KEY: Final = "bundle-sha256"
 """Field of a request beside "config": the hash of the app bundle that the run was submitted with."""
 MAX_HEADER_BYTES: Final = 64 * 1024

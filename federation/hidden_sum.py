@@ -26,26 +26,28 @@ from .config import TrainingSettings
 from .identity import load_public_identity
 from .messages import INFERENCE_MODES, Arrays
 from .plan import Plan
-from .secure_aggregation.channels import MeanChannel
-from .secure_aggregation.parameters import AggregationParameters, default_threshold
-from .secure_aggregation.quantisation import QuantisationPlan
-from .secure_aggregation.roster import Roster
+from .secure_aggregation import AggregationParameters, MeanChannel, QuantisationPlan, Roster
+from .secure_aggregation.distributed_noise import DistributedNoise, reserve_noise
+from .secure_aggregation.parameters import default_threshold
 
+EQUAL_WEIGHT = "weight"
 LARGEST_LOSS = 1000.0
 LONGEST_SECONDS = 604_800.0
 
 
 @dataclass(frozen=True)
 class HiddenSum:
-    """Roster and quantisation plan of one run."""
+    """Roster and quantisation plan of one run; ``noise`` that the sites share, for client-level privacy."""
 
     roster: Roster
     plan: QuantisationPlan
+    noise: DistributedNoise | None = None
 
     @property
     def metrics(self) -> tuple[str, ...]:
         """Names of the figures that are summed under the mask."""
-        return (*self.plan.counts, *(mean.name for mean in self.plan.means))
+        counts = (name for name in self.plan.counts if name != EQUAL_WEIGHT)
+        return (*counts, *(mean.name for mean in self.plan.means))
 
 
 def hidden_sum(settings: TrainingSettings, vector_length: int) -> HiddenSum:
@@ -69,12 +71,17 @@ def hidden_sum(settings: TrainingSettings, vector_length: int) -> HiddenSum:
         means=_means(settings),
     )
     parameters = aggregation_parameters(settings, num_sites, vector_length, plan.num_channels)
+    noise = None
+    if settings.differential_privacy == "client":
+        honest = max(1, parameters.minimum_sites - parameters.max_colluding_sites)
+        noise = DistributedNoise(noise_multiplier=settings.noise_multiplier, fewest_honest_sites=honest)
+        plan = reserve_noise(plan, noise)
     told = Plan.of(settings, bundle_sha256="").sha256
     digest = hashlib.sha256(bytes.fromhex(told) + plan.digest()).digest()
     roster = Roster(
         run_name=settings.run_name, parameters=parameters, identities=identities, settings_sha256=digest
     )
-    return HiddenSum(roster, plan)
+    return HiddenSum(roster, plan, noise)
 
 
 def aggregation_parameters(
@@ -89,6 +96,7 @@ def aggregation_parameters(
         ring_bits=settings.ring_bits,
         threshold=threshold,
         minimum_sites=max(threshold, settings.minimum_sites),
+        confirm_survivors=settings.confirm_survivors,
     )
 
 
@@ -114,7 +122,9 @@ def moved_by(arrays: Arrays, change: NDArray[np.float64]) -> Arrays:
 
 
 def _counts(settings: TrainingSettings) -> tuple[str, ...]:
-    return ("num-examples", "evaluate-num-examples") if settings.evaluate else ("num-examples",)
+    """The first is the weight; with client-level privacy all sites weigh the same, whatever their size."""
+    counts = ("num-examples", "evaluate-num-examples") if settings.evaluate else ("num-examples",)
+    return (EQUAL_WEIGHT, *counts) if settings.differential_privacy == "client" else counts
 
 
 def _means(settings: TrainingSettings) -> tuple[MeanChannel, ...]:

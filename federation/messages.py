@@ -9,8 +9,8 @@ state-dict names; only floating-point tensors travel (integer buffers stay at ho
               | refusal + site                    the site will not, or could not
 
 With secure aggregation a record of that protocol travels beside them, as bytes, in both directions;
-weights and metrics do not come back then, and two more types of message ("query.session",
-"query.unmask") carry nothing but settings and that record.
+weights and metrics do not come back then, and three more types of message ("query.session",
+"query.confirm", "query.unmask") carry nothing but settings and that record.
 
 ``from_mapping`` refuses what does not belong (unknown keys, wrong types, over-long texts), at
 either end: neither side trusts the other's sender. ``federation/PROTOCOL.md`` tells the story.
@@ -35,8 +35,9 @@ from .config import RunConfig, TrainingSettings, setting, to_kebab
 
 PROTOCOL_VERSION = 1
 TRAIN, EVALUATE = "train", "evaluate"
-SESSION, UNMASK = "query.session", "query.unmask"  # of secure aggregation; named as Flower names them
-KINDS = (TRAIN, EVALUATE, SESSION, UNMASK)
+# Of secure aggregation; named as Flower names them.
+SESSION, CONFIRM, UNMASK = "query.session", "query.confirm", "query.unmask"
+KINDS = (TRAIN, EVALUATE, SESSION, CONFIRM, UNMASK)
 POLICY, APPROVAL, BUDGET, ERROR = "policy", "approval", "budget", "error"
 REFUSAL_KINDS = (POLICY, APPROVAL, BUDGET, ERROR)  # approval: not now, but once the site has approved
 INFERENCE_MODES = ("plain", "one-view", "ten-views")

@@ -29,6 +29,7 @@ from instahide.errors import IntegrityError, InvalidInputError, RefusedError
 
 from .config import RunConfig
 from .coordinator.audit import open_audit_log
+from .hidden_sum import hidden_sum, roster_entry
 from .identity import IDENTITY_FILE, load_identity, load_or_create_identity
 from .joining import JoinAnswer, JoinRequest
 from .plan import Plan
@@ -207,9 +208,26 @@ def run_config(study: Study, settings: Mapping[str, Any]) -> RunConfig:
         raise InvalidInputError(
             "no hospital is admitted yet", hint="`instahide coordinator admit STUDY NAME.request.json`"
         )
-    shared = {"class-names": list(sites[0].class_names), "image-shape": list(sites[0].image_shape)}
+    shared: dict[str, Any] = {
+        "class-names": list(sites[0].class_names),
+        "image-shape": list(sites[0].image_shape),
+    }
+    if settings.get("secure-aggregation") is True:
+        shared |= _for_a_hidden_sum(sites)
     config = RunConfig.from_mapping({**shared, **settings})
+    if config.secure_aggregation:
+        hidden_sum(config, 1)  # thresholds and bit budget, whatever the model's size
     return _with_folders(study, config)
+
+
+def _for_a_hidden_sum(sites: list[AdmittedSite]) -> dict[str, Any]:
+    """The roster of the admitted sites, and a bound on their sizes that tells other sites little."""
+    largest = max(1, max(site.num_examples for site in sites))
+    power = 10 ** (len(str(largest)) - 1)
+    return {
+        "roster": [roster_entry(site.name, site.identity_key) for site in sites],
+        "max-site-examples": next(step * power for step in (1, 2, 5, 10) if step * power >= largest),
+    }
 
 
 def _with_folders(study: Study, config: RunConfig) -> RunConfig:

@@ -2,7 +2,8 @@
 
     session   query.session to everyone online      → adverts                 when the cohort changed
     report    train (or evaluate) to the cohort     → masked vectors, added as they arrive
-    unmask    query.unmask to those who reported    → shares that open the sum, and only it
+    confirm   query.confirm to those who reported   → signatures on who they are  with confirm-survivors
+    unmask    query.unmask to the same              → shares that open the sum, and only it
 
 Asking, waiting and losing sites are those of :class:`.collection.Collector`, a message cycle at a time;
 what the messages mean is ``federation/secure_aggregation``. The mean of the round comes out as one
@@ -22,11 +23,19 @@ import numpy as np
 
 from instahide.errors import FederationError, InstaHideError, InvalidInputError
 
-from ..hidden_sum import HiddenSum, hidden_sum, moved_by
-from ..messages import EVALUATE, SESSION, TRAIN, UNMASK, RoundRequest, one_line
-from ..secure_aggregation.messages import Advert, Report, UnmaskAnswer
-from ..secure_aggregation.quantisation import DecodedMean, check_test_vector, decode_sum
-from ..secure_aggregation.server import AggregateSum, ServerSession
+from ..hidden_sum import EQUAL_WEIGHT, HiddenSum, hidden_sum, moved_by
+from ..messages import CONFIRM, EVALUATE, SESSION, TRAIN, UNMASK, RoundRequest, one_line
+from ..secure_aggregation import (
+    Advert,
+    AggregateSum,
+    Confirmation,
+    DecodedMean,
+    Report,
+    ServerSession,
+    UnmaskAnswer,
+    check_test_vector,
+    decode_sum,
+)
 from .collection import Collector, Owed, head_of
 from .grid import GridReply
 from .validation import Update
@@ -140,10 +149,13 @@ class MaskedCollector(Collector):
 
     def _unmasked(self, session: ServerSession, request: RoundRequest) -> AggregateSum:
         by_name = {self._book.name(node): node for node in self._good}
+        session.close_reports()
+        if self._config.confirm_survivors:
+            self._confirmed(session, request)
         batch = replace(request, kind=UNMASK, arrays={})
         orders = {
             by_name[name]: replace(batch, aggregation_record=message.to_bytes())
-            for name, message in session.close_reports().items()
+            for name, message in session.unmask_requests().items()
         }
 
         def take(node_id: int, record: bytes) -> None:
@@ -151,8 +163,20 @@ class MaskedCollector(Collector):
             self._check_name(node_id, answer.site)
             session.add_answer(answer)
 
-        self._exchange(batch, orders, take, enough=self._hidden_sum.roster.parameters.threshold)
+        self._exchange(batch, orders, take, enough=self._threshold)
         return session.finish()
+
+    def _confirmed(self, session: ServerSession, request: RoundRequest) -> None:
+        order = replace(
+            request, kind=CONFIRM, arrays={}, aggregation_record=session.confirm_request().to_bytes()
+        )
+
+        def take(node_id: int, record: bytes) -> None:
+            confirmation = Confirmation.from_bytes(record)
+            self._check_name(node_id, confirmation.site)
+            session.add_confirmation(confirmation)
+
+        self._exchange(order, dict.fromkeys(self._good, order), take, enough=self._threshold)
 
     # --- one message cycle ------------------------------------------------------------------------
 
@@ -225,6 +249,10 @@ class MaskedCollector(Collector):
     def _quorum(self) -> int:
         return self._hidden_sum.roster.parameters.minimum_sites
 
+    @property
+    def _threshold(self) -> int:
+        return self._hidden_sum.roster.parameters.threshold
+
     def _check_name(self, node_id: int, claimed: str) -> None:
         if claimed != self._book.name(node_id):
             raise InvalidInputError(
@@ -235,7 +263,9 @@ class MaskedCollector(Collector):
 def _as_update(request: RoundRequest, decoded: DecodedMean, total: AggregateSum) -> Update:
     """The mean over the survivors as one update from all of them."""
     trained = request.kind == TRAIN
-    metrics: dict[str, int | float] = dict(decoded.counts)
+    metrics: dict[str, int | float] = {
+        name: count for name, count in decoded.counts.items() if name != EQUAL_WEIGHT
+    }
     for name, value in decoded.means.items():
         metrics[name] = min(value, 1.0) if "accuracy" in name else value
     if not trained:

@@ -6,6 +6,7 @@
     update-sent         norm, bytes and SHA-256 of the update; exposures in total
     measurement-sent    an evaluation's figures went out, without weights
     session-opened      secure aggregation: a session key was signed
+    survivors-confirmed secure aggregation: whose updates are in a sum was signed
     shares-given        secure aggregation: the coordinator may open the sum of a round
     request-refused     kind of refusal and, for the site's own rules, the reason
     request-abandoned   the relay left, or the worker stopped

@@ -3,6 +3,7 @@
     query.session   a fresh key, signed by the site's identity key
     train           the change of the weights, clipped, weighted, rounded and masked
     evaluate        the same with a change of zero: figures on test images travel under the mask, too
+    query.confirm   a signature on whose updates are in the sum, where the run asks for it
     query.unmask    shares for the sites whose reports arrived; once a round
 
 The roster is the one in the run's settings, hence in the plan this hospital approved. The protocol
@@ -21,12 +22,19 @@ from numpy.typing import NDArray
 
 from instahide.errors import InvalidInputError, RefusedError
 
-from ..hidden_sum import HiddenSum, hidden_sum
+from ..hidden_sum import EQUAL_WEIGHT, HiddenSum, hidden_sum
 from ..messages import EVALUATE, RoundRequest
-from ..secure_aggregation.messages import ReportRequest, SessionRequest, UnmaskRequest
-from ..secure_aggregation.quantisation import check_test_vector, encode_update
-from ..secure_aggregation.roster import SiteIdentity
-from ..secure_aggregation.site import SiteSession
+from ..secure_aggregation import (
+    ConfirmRequest,
+    ReportRequest,
+    SessionRequest,
+    SiteIdentity,
+    SiteSession,
+    UnmaskRequest,
+    check_test_vector,
+    encode_update,
+)
+from ..secure_aggregation.distributed_noise import encode_private_update
 from .policy import Policy
 
 logger = logging.getLogger(__name__)
@@ -96,11 +104,21 @@ class MaskedRounds:
         values: dict[str, Any] = {name: metrics[name] for name in agreed.metrics if name in metrics}
         for name in agreed.metrics:
             values.setdefault(name, 0 if name in plan.counts else 0.0)
-        encoded = encode_update(plan, vector, values)
+        if agreed.noise is not None:
+            values[EQUAL_WEIGHT] = plan.max_examples
+        if agreed.noise is not None and change is not None:
+            encoded = encode_private_update(plan, agreed.noise, vector, values)
+        else:
+            encoded = encode_update(plan, vector, values)
         if encoded.clipped_entries or (plan.norm_bound and encoded.norm > plan.norm_bound):
             logger.info("the update was clipped: norm %.4g", encoded.norm)
         asked = ReportRequest.from_bytes(request.aggregation_record)
         return bytes(session.report(asked, encoded.vector, encoded.channels).to_bytes())
+
+    def confirm(self, request: RoundRequest) -> bytes:
+        """This site's signature on the survivors of the round it last reported in."""
+        session, _ = self._opened(request)
+        return bytes(session.confirm(ConfirmRequest.from_bytes(request.aggregation_record)).to_bytes())
 
     def unmask(self, request: RoundRequest) -> bytes:
         """This site's shares for the round it last reported in."""

@@ -36,6 +36,7 @@ from ..hidden_sum import to_vector
 from ..messages import (
     APPROVAL,
     BUDGET,
+    CONFIRM,
     ERROR,
     EVALUATE,
     POLICY,
@@ -153,8 +154,8 @@ class SiteTasks:
                 "the request's settings and its record of secure aggregation do not go together",
                 hint="install the same release everywhere",
             )
-        if request.kind == UNMASK:
-            return self._unmasked(request)
+        if request.kind in (CONFIRM, UNMASK):
+            return self._opened(request)
         self._audit.policy_read(self._policy_path)
         policy = load_policy(self._policy_path)
         limits = RequestLimits(
@@ -201,11 +202,14 @@ class SiteTasks:
         head = self._audit.aggregated(request, "session-opened")
         return SiteReply(site_name=self.site_name, aggregation_record=advert, audit_head=head.to_text())
 
-    def _unmasked(self, request: RoundRequest) -> SiteReply:
-        """Shares for a report this site made: what it may say was decided when it reported."""
+    def _opened(self, request: RoundRequest) -> SiteReply:
+        """Its part in opening a sum it reported to: what may leave was decided when it reported."""
         self._audit.check_coordinator(request)
-        answer = self._masked.unmask(request)
-        head = self._audit.aggregated(request, "shares-given")
+        if request.kind == CONFIRM:
+            answer, event = self._masked.confirm(request), "survivors-confirmed"
+        else:
+            answer, event = self._masked.unmask(request), "shares-given"
+        head = self._audit.aggregated(request, event)
         return SiteReply(site_name=self.site_name, aggregation_record=answer, audit_head=head.to_text())
 
     def _admit(self, request: RoundRequest, policy: Policy, bundle_sha256: str) -> Plan:

@@ -6,17 +6,32 @@ One start-up serves all tests of this file (module fixture); they may run in any
 from __future__ import annotations
 
 import csv
+import io
 import json
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tomli_w
 from safetensors.numpy import load_file
 
+import federation
+from federation.config import RunConfig
+from federation.flower_processes.bundle import (
+    Bundle,
+    app_description,
+    build_bundle,
+    bundle_from_files,
+    bundled_files,
+)
+from federation.flower_processes.control import ControlClient
+from federation.flower_processes.superlink import CoordinatorFolder, find_superlink
+from federation.study import load_study, prepare_run
 from instahide.errors import InvalidInputError, RefusedError
 
-from .command_line import instahide, window
-from .study_in_windows import StudyInWindows, study_in_windows
+from .command_line import instahide, until, window
+from .study_in_windows import StudyInWindows, allow, study_in_windows
 
 pytestmark = [pytest.mark.federated, pytest.mark.timeout(280)]
 
@@ -25,7 +40,7 @@ MODES = ("plain", "one-view", "ten-views")
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StudyInWindows]:
-    with study_in_windows(tmp_path_factory.mktemp("windows")) as opened:
+    with study_in_windows(tmp_path_factory.mktemp("windows"), approving=True) as opened:
         yield opened
         # Ctrl-C in every window, the hospitals' first: all end in order and leave nothing behind.
         for open_window in (*opened.hospitals.values(), opened.coordinator):
@@ -37,6 +52,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StudyInWindows]:
 @pytest.fixture(scope="module")
 def finished(study: StudyInWindows) -> tuple[Path, str]:
     """The folder of a run of two rounds, and what its command printed."""
+    study.approve("trial-1", "num-server-rounds=2")
     output = instahide(*study.run("trial-1", "num-server-rounds=2"))
     return study.run_folder("trial-1"), output
 
@@ -121,6 +137,7 @@ def test_a_coordinator_is_not_started_twice(study: StudyInWindows) -> None:
 def test_ctrl_c_stops_the_run_and_resume_goes_on_with_the_true_round_number(
     study: StudyInWindows, tmp_path: Path
 ) -> None:
+    study.approve("trial-2", "num-server-rounds=100")
     words = study.run("trial-2", "num-server-rounds=100")
     with window(tmp_path / "run.log", *words) as running:
         study.wait_for_round("trial-2", 1, running)
@@ -132,6 +149,7 @@ def test_ctrl_c_stops_the_run_and_resume_goes_on_with_the_true_round_number(
     done = study.events("trial-2", "checkpoint-saved")[-1]["round"]
 
     last = done + 1
+    study.approve("trial-2", f"num-server-rounds={last}")  # fewer rounds are another plan
     words = ("coordinator", "resume", study.study, "trial-2", "--set", f"num-server-rounds={last}")
     output = instahide(*words)
     assert output.startswith(f"resumed after round {done}\n")
@@ -141,6 +159,105 @@ def test_ctrl_c_stops_the_run_and_resume_goes_on_with_the_true_round_number(
     assert [event["round"] for event in finished] == list(range(1, last + 1))
     assert study.events("trial-2")[-1]["event"] == "run-finished"
     assert (study.run_folder("trial-2") / "model.safetensors").exists()
+
+
+def test_with_secure_aggregation_the_coordinator_sees_sums_only(study: StudyInWindows) -> None:
+    study.approve("hidden", "num-server-rounds=2", "secure-aggregation=true")
+    output = instahide(*study.run("hidden", "num-server-rounds=2", "secure-aggregation=true"))
+    assert "round 2 done" in output
+    [session] = study.events("hidden", "session-opened")
+    assert session["sites"] == ["northside", "st-mary"]
+    assert [event["kind"] for event in study.events("hidden", "sum-opened")] == ["train", "train", "evaluate"]
+    assert all(event["metrics"] == {} for event in study.events("hidden", "site-replied"))
+    folder = study.run_folder("hidden")
+    rows = json.loads((folder / "metrics.json").read_text())["rounds"]
+    assert {site for row in rows for site in row["by-site"]} == {"all sites"}
+    assert [row["sites"] for row in rows if "sites" in row] == [2, 2]
+    assert rows[-1]["evaluate-accuracy-plain"] >= 0.0
+    initial, trained = (load_file(folder / f"{name}.safetensors") for name in ("initial", "model"))
+    assert any((trained[name] != initial[name]).any() for name in initial)
+
+
+def test_a_run_waits_until_the_hospitals_have_approved_its_plan(
+    study: StudyInWindows, tmp_path: Path
+) -> None:
+    with window(tmp_path / "run.log", *study.run("trial-3", "num-server-rounds=1")) as running:
+        running.wait_for("until northside, st-mary approved the plan")
+        for name in study.hospitals:
+            listed = json.loads(instahide("node", "plan", "list", study.root / name, "--format", "json"))
+            [waiting] = [row for row in listed if row["status"] == "pending"]
+            assert waiting["run"] == "trial-3"
+            instahide("node", "plan", "approve", study.root / name, waiting["sha256"][:12])
+        assert running.process.wait(120) == 0, running.text
+    assert f"plan {waiting['sha256'][:12]}: " in running.text
+    assert [event["round"] for event in study.events("trial-3", "round-finished")] == [1]
+
+
+@pytest.mark.usefixtures("finished")
+def test_the_audit_logs_of_hospitals_and_coordinator_vouch_for_each_other(study: StudyInWindows) -> None:
+    for name in study.hospitals:
+        words = ("log", "verify", study.root / name / "state" / "audit.jsonl")
+        pinned = ("--public-key", study.root / name / "coordinator.pub")
+        own = json.loads((study.root / name / f"{name}.request.json").read_text())["identity-key"]
+        (study.root / f"{name}.pub").write_text(own)
+        pinned = (*pinned, "--public-key", study.root / f"{name}.pub")
+        against = ("--against", study.study / "audit.jsonl", *pinned, "--format", "json")
+        facts = json.loads(instahide(*words, *against))
+        assert facts["problems"] == []
+        assert facts["heads-compared"] >= 6  # two rounds and an evaluation, both ways
+
+
+def altered_bundle(canary: Path) -> Bundle:
+    """Our app with client and worker code that leaves a file behind wherever it is imported or run."""
+    package = Path(federation.__file__).parent
+    files: dict[str, bytes | Path] = {f"federation/{name}": package / name for name in bundled_files(package)}
+    files["LICENSE"] = b"any"
+    files["pyproject.toml"] = tomli_w.dumps(app_description(RunConfig().to_run_config())).encode()
+    evil = f"import pathlib\npathlib.Path({str(canary)!r}).touch()\n".encode()
+    header, rest = (package / "client_app.py").read_bytes().split(b"from __future__ import annotations\n", 1)
+    files["federation/client_app.py"] = header + b"from __future__ import annotations\n" + evil + rest
+    for name in ("site/__init__.py", "site/worker.py", "site/round_task.py", "sitecustomize.py"):
+        files[f"federation/{name}"] = evil
+    return bundle_from_files(files)
+
+
+def test_altered_code_in_the_bundle_is_not_served_and_where_a_site_lets_it_never_runs(
+    study: StudyInWindows, tmp_path: Path
+) -> None:
+    canary = tmp_path / "canary"
+    bundle = altered_bundle(canary)
+    compile(zip_content(bundle)["federation/client_app.py"], "client_app.py", "exec")
+    assert bundle.sha256 != build_bundle().sha256
+    made, folder = load_study(study.study), CoordinatorFolder(study.study)
+    settings = {"run-name": "altered", "num-server-rounds": 1, "start-deadline": 20.0, "max-failed-rounds": 0}
+    config = prepare_run(made, settings)
+    study.approve("altered", *(f"{key}={value}" for key, value in settings.items() if key != "run-name"))
+    with ControlClient(find_superlink(folder), authority=folder.authority.certificate) as control:
+
+        def ended() -> str:
+            run_id = control.submit_run(bundle, config.to_run_config())
+            assert until(lambda: control.run_status(run_id).is_finished)
+            return control.run_status(run_id).status
+
+        assert ended() == "finished:failed"
+        assert {event["kind"] for event in study.events("altered", "site-refused")} == {"approval"}
+        assert not study.events("altered", "site-replied")
+        policies = [study.root / name / "policy.toml" for name in study.hospitals]
+        kept = [policy.read_text() for policy in policies]
+        for policy in policies:
+            allow(policy, "plan-approval = false")
+        try:
+            assert ended() == "finished:completed"
+        finally:
+            for policy, text in zip(policies, kept, strict=True):
+                policy.write_text(text)
+    assert study.events("altered", "site-replied")
+    assert not canary.exists()
+
+
+def zip_content(bundle: Bundle) -> dict[str, bytes]:
+    with zipfile.ZipFile(io.BytesIO(bundle.content)) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
 
 
 @pytest.mark.slow

@@ -51,7 +51,7 @@ def test_the_config_record_holds_exactly_the_protocols_keys():
         image-shape proximal-mu encoding encoding-mode num-mixed num-private evaluate num-views
         differential-privacy noise-multiplier max-grad-norm target-delta target-epsilon
         minimum-sites max-update-norm max-site-examples audit-head
-        secure-aggregation roster reconstruction-threshold ring-bits clipping-range
+        secure-aggregation roster reconstruction-threshold confirm-survivors ring-bits clipping-range
     """
     assert set(REQUEST.to_mapping()) == set(names.split())
 

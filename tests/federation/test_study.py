@@ -24,6 +24,7 @@ from federation.study import (
     load_run,
     load_study,
     prepare_run,
+    run_config,
     run_is_served,
 )
 from instahide.errors import IntegrityError, InvalidInputError, RefusedError
@@ -113,6 +114,30 @@ def test_a_hospital_is_written_down_and_answered(study: Study, tmp_path: Path) -
 def test_a_hospital_that_asks_again_replaces_its_own_line(admitted: Study, tmp_path: Path) -> None:
     admit(admitted, request_of("st-mary", tmp_path, num_examples=300), 11)
     assert {site.name: site.num_examples for site in admitted.sites()} == {"st-mary": 300, "northside": 50}
+
+
+def test_a_run_with_secure_aggregation_takes_its_roster_from_the_admitted_sites(
+    admitted: Study, tmp_path: Path
+) -> None:
+    config = run_config(admitted, {"run-name": "hidden", "secure-aggregation": True})
+    assert [entry.split(" ")[:2] for entry in config.roster] == [
+        ["st-mary", "ssh-ed25519"],
+        ["northside", "ssh-ed25519"],
+    ]
+    assert config.roster[0].endswith(admitted.sites()[0].identity_key)
+    assert config.max_site_examples == 100  # the larger of 100 and 50, rounded up
+    admit(admitted, request_of("west", tmp_path, num_examples=213), 33)
+    assert run_config(admitted, {"secure-aggregation": True}).max_site_examples == 500
+    assert run_config(admitted, {}).roster == ()
+
+
+def test_a_threshold_that_two_groups_could_reach_is_refused_before_the_run(
+    admitted: Study, tmp_path: Path
+) -> None:
+    for node, name in ((33, "west"), (44, "east")):
+        admit(admitted, request_of(name, tmp_path), node)
+    with pytest.raises(InvalidInputError, match="no majority"):
+        run_config(admitted, {"secure-aggregation": True, "reconstruction-threshold": 2})
 
 
 def test_a_name_that_belongs_to_another_key_is_refused(admitted: Study, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from federation.coordinator import rounds
 from federation.coordinator.events import read_events
 from federation.hidden_sum import roster_entry, to_vector
 from federation.identity import Identity
-from federation.messages import EVALUATE, SESSION, TRAIN, UNMASK, SiteReply
+from federation.messages import CONFIRM, EVALUATE, SESSION, TRAIN, UNMASK, SiteReply
 from federation.site.masked_rounds import MaskedRounds
 from federation.site.policy import Policy
 from instahide.errors import FederationError, InstaHideError, InvalidInputError
@@ -54,6 +54,8 @@ class Hospitals:
         length = 16
         if request.kind == SESSION:
             return worker.open_session(request, length, Policy(allowed_metrics=tuple(ALL_METRICS)))
+        if request.kind == CONFIRM:
+            return worker.confirm(request)
         if request.kind == UNMASK:
             return worker.unmask(request)
         worker.check(request)
@@ -155,6 +157,14 @@ def test_a_round_costs_two_message_cycles_and_a_run_one_session(tmp_path, hospit
     a_run(tmp_path / "run", hospitals)
     kinds = [kind for node, kind, _ in hospitals.asked if node == 11]
     assert kinds == [SESSION, TRAIN, UNMASK, TRAIN, UNMASK, EVALUATE, UNMASK]
+
+
+def test_with_confirm_survivors_a_round_costs_a_third_cycle_and_gives_the_same(tmp_path, hospitals):
+    result = a_run(tmp_path / "run", hospitals, num_server_rounds=1, evaluate=False, confirm_survivors=True)
+    kinds = [kind for node, kind, _ in hospitals.asked if node == 11]
+    assert kinds == [SESSION, TRAIN, CONFIRM, UNMASK]
+    wanted = to_vector(prepare_weights()) + expected_mean(1, SITES)
+    assert np.allclose(to_vector(result.weights), wanted, atol=2e-6)
 
 
 def test_a_site_that_is_silent_in_a_round_is_left_out_of_its_sum_only(tmp_path, hospitals):
