@@ -53,6 +53,8 @@ class ClientGuarantee:
     noise_multiplier: float
     clip_norm: float
     num_weights: int
+    fewest_honest_sites: int = 0
+    """Sites that share the noise, where the coordinator does not add it; 0 where it does."""
 
 
 @dataclass

@@ -30,6 +30,13 @@ can be inferred from the model itself. Treat this file as you would treat data d
 patients. Before clinical use the model needs validation that this run does not provide."""
 
 
+_LIMITS_OF_SUMS = """\
+The coordinator saw sums over sites and no single update. A sum shows less of each site, the less the more
+sites are in it; membership of a patient's image in the training data can still be inferred from the
+model itself. Treat this file as you would treat data derived from patients. Before clinical use the
+model needs validation that this run does not provide."""
+
+
 def write_model_card(
     config: RunConfig, table: MetricsTable, server_round: int, guarantee: ClientGuarantee | None = None
 ) -> str:
@@ -44,10 +51,11 @@ def write_model_card(
     ]
     statement = privacy_statement(config, rows, guarantee)
     limits = _LIMITS_OF_PLAIN if config.encoding == "none" else _LIMITS_OF_ENCODING
+    beside = _LIMITS_OF_SUMS if config.secure_aggregation else _LIMITS_OF_UPDATES
     if statement:
         sections.append("## Differential privacy\n\n" + statement)
         limits = _LIMITS_BESIDE_PRIVACY if config.encoding == "none" else limits
-    sections.append("## Limits\n\n" + limits + "\n\n" + _LIMITS_OF_UPDATES)
+    sections.append("## Limits\n\n" + limits + "\n\n" + beside)
     return "\n\n".join(sections) + "\n"
 
 

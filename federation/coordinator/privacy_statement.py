@@ -12,9 +12,14 @@ _CLIENT = """\
 **One whole site** is protected, from whoever gets this model or that of any round. {figure}: the model
 would have come out nearly as likely had one site, whichever, contributed no change at all. Every update was
 clipped to {clip:g} (L2), and noise of {z:g} times that was added to each weight of their sum, in {releases}
-releases. In the mean of {sites} sites the noise is {share:.3g} times as long as the longest update. The
-coordinator saw the updates and is trusted. Not covered: which sites took part, their numbers of images, and
-the losses and accuracies in this card and its tables."""
+releases. In the mean of {sites} sites the noise is {share:.3g} times as long as the longest update.
+{trust} Not covered: which sites took part, their numbers of images, and the losses and accuracies in this
+card and its tables."""
+
+_TRUSTED = "The coordinator added the noise: it saw the updates and is trusted."
+_SHARED = """\
+The sites added the noise themselves, under secure aggregation: it also protects from the coordinator, if at
+least {honest} of the sites in every sum keep the noise they added to themselves."""
 
 _EXAMPLE = """\
 **One training image** is protected (add or remove one), from whoever sees all the updates, the coordinator
@@ -46,6 +51,9 @@ def privacy_statement(
             z=guarantee.noise_multiplier,
             releases=guarantee.num_releases,
             sites=sites,
+            trust=_SHARED.format(honest=guarantee.fewest_honest_sites)
+            if guarantee.fewest_honest_sites
+            else _TRUSTED,
             share=guarantee.noise_multiplier * math.sqrt(guarantee.num_weights) / sites,
         )
     if config.differential_privacy != "example":

@@ -26,12 +26,13 @@ from ..config import RunConfig
 from ..messages import EVALUATE, TRAIN, Arrays, RoundRequest
 from ..packing import arrays_sha256
 from .checkpoints import Checkpoint
-from .client_privacy import NoisyMean, with_client_privacy
+from .client_privacy import NoisyMean
 from .collection import Collector
 from .grid import Clock, RoundGrid, SystemClock
 from .masked_collection import MaskedCollector
 from .model_card import write_model_card
 from .outputs import MetricsTable, RunDirectory, file_sha256
+from .shared_noise import SharedNoise, with_noise
 from .sites import SiteBook
 from .strategies import build_aggregator
 from .validation import Update, UpdateValidator
@@ -93,7 +94,7 @@ class _Run:
         self._done = 0
         self._first_round = True
         self._weights = directory.initial_weights()
-        self._aggregator = with_client_privacy(self._aggregator, config, directory.path, self._weights)
+        self._aggregator = with_noise(self._aggregator, config, directory.path, self._weights)
 
     def carry_out(self) -> RunResult:
         self._start()
@@ -173,7 +174,7 @@ class _Run:
     def _finish(self) -> RunResult:
         model_path = self._directory.write_model(self._weights, self._config, self._done)
         guarantee = None
-        if isinstance(self._aggregator, NoisyMean):
+        if isinstance(self._aggregator, NoisyMean | SharedNoise):
             guarantee = self._aggregator.guarantee(self._config.target_delta)
         card = write_model_card(self._config, self._table, self._done, guarantee)
         atomic_write_text(self._directory.path / "model_card.md", card)
