@@ -7,9 +7,9 @@ learns what, against whom it protects and against whom not. ::
     parameters = AggregationParameters.for_sites(n, vector_length=d, num_channels=plan.num_channels)
     roster = Roster(run_name="run", parameters=parameters, identities=keys, settings_sha256=digest)
 
-    site     SiteSession(roster, identity, request): advert, accept, report, unmask
-    server   ServerSession(roster, digest): request, add_advert, start_round, add_report,
-             close_reports, add_answer, finish
+    site     SiteSession(roster, identity, request): advert, accept, report, [confirm,] unmask
+    server   ServerSession(roster, digest): request, add_advert, start_round, add_report, close_reports,
+             [confirm_request, add_confirmation,] unmask_requests, add_answer, finish
     numbers  encode_update(plan, update, values), decode_sum(plan, sum, channels, num_survivors=...)
 """
 
@@ -17,6 +17,8 @@ from __future__ import annotations
 
 from .channels import MeanChannel as MeanChannel
 from .messages import Advert as Advert
+from .messages import Confirmation as Confirmation
+from .messages import ConfirmRequest as ConfirmRequest
 from .messages import Report as Report
 from .messages import ReportRequest as ReportRequest
 from .messages import SessionRequest as SessionRequest
@@ -34,8 +36,8 @@ from .roster import SiteIdentity as SiteIdentity
 from .sealing import PackageError as PackageError
 from .seeds import Dispute as Dispute
 from .seeds import SeedError as SeedError
-from .server import AggregateSum as AggregateSum
-from .server import RoundAbortedError as RoundAbortedError
 from .server import ServerSession as ServerSession
+from .server_round import AggregateSum as AggregateSum
+from .server_round import RoundAbortedError as RoundAbortedError
 from .site import SiteSession as SiteSession
 from .survivors import ContradictionError as ContradictionError

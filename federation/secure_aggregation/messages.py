@@ -1,7 +1,8 @@
-"""The six messages of the protocol, in the order in which they are sent.
+"""The messages of the protocol, in the order in which they are sent.
 
     SessionRequest  server -> site    Advert         site -> server
     ReportRequest   server -> site    Report         site -> server
+    ConfirmRequest  server -> site    Confirmation   site -> server      only with confirm-survivors
     UnmaskRequest   server -> site    UnmaskAnswer   site -> server
 
 Sets of sites are bit strings over the roster (``Roster.to_bits``); everything listed "for each
@@ -26,6 +27,7 @@ MAX_ROUND: Final = 2**32
 MAX_ATTEMPT: Final = 2**16
 MAX_NAME: Final = 64
 MAX_PACKAGE_BYTES: Final = OVERHEAD_BYTES + SEED_BYTES * MAX_SITES
+MAX_STATEMENT_BYTES: Final = 1 + 16 + 2 * SET_BYTES + SIGNATURE_BYTES
 MAX_SHARES_BYTES: Final = SEED_BYTES * (MAX_SITES + 1) ** 2 // 4  # u (1 + n - u) at its largest
 
 
@@ -69,7 +71,7 @@ class ReportRequest(Record):
     participants: bytes = octets(1, SET_BYTES)
     cohort: bytes = octets(0, SET_BYTES)
     adverts: bytes = octets(0, ADVERT_BYTES * MAX_SITES, shown=False)
-    statements: tuple[bytes, ...] = octet_list(MAX_SITES, 256)
+    statements: tuple[bytes, ...] = octet_list(MAX_SITES, MAX_STATEMENT_BYTES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +96,37 @@ class Report(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ConfirmRequest(Record):
+    """Tells the survivors who survived, before anybody gives shares."""
+
+    kind: ClassVar[str] = "confirm request"
+
+    session_id: bytes = octets(SESSION_ID_BYTES)
+    server_round: int = whole(1, MAX_ROUND)
+    attempt: int = whole(1, MAX_ATTEMPT)
+    survivors: bytes = octets(1, SET_BYTES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confirmation(Record):
+    """One site's signature on the set of survivors it was told; it signs one set for an attempt."""
+
+    kind: ClassVar[str] = "confirmation"
+
+    session_id: bytes = octets(SESSION_ID_BYTES)
+    site: str = text(MAX_NAME)
+    server_round: int = whole(1, MAX_ROUND)
+    attempt: int = whole(1, MAX_ATTEMPT)
+    survivors: bytes = octets(1, SET_BYTES)
+    signature: bytes = octets(SIGNATURE_BYTES)
+
+
+@dataclass(frozen=True, kw_only=True)
 class UnmaskRequest(Record):
-    """Tells one site who survived, with the package each other survivor sealed for it."""
+    """Tells one site who survived, with the package each other survivor sealed for it.
+
+    ``confirmations``: the survivors' statements (``SurvivorStatement.to_bytes``), if the run asks for them.
+    """
 
     kind: ClassVar[str] = "unmask request"
 
@@ -104,6 +135,7 @@ class UnmaskRequest(Record):
     attempt: int = whole(1, MAX_ATTEMPT)
     survivors: bytes = octets(1, SET_BYTES)
     packages: tuple[bytes, ...] = octet_list(MAX_SITES, MAX_PACKAGE_BYTES)
+    confirmations: tuple[bytes, ...] = octet_list(MAX_SITES, MAX_STATEMENT_BYTES)
 
 
 @dataclass(frozen=True, kw_only=True)

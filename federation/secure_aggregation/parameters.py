@@ -4,13 +4,17 @@
     d  entries in Z / 2^b     m  smallest set of sites whose sum is opened, t <= m <= n
     q  channels in Z / 2^64   c  sites that may collude with the server
 
-A server that shows two sets of survivors to two groups of sites opens a single vector only if
-each set gets t answers. Honest sites answer one set, colluding ones both, hence it cannot if
+A malicious server may tell every site another set of survivors. Let h = n - c be the honest sites and
+a = t - c the honest answers it needs for a seed. If a > h / 2, that is
 
-    (n - c) + 2 c < 2 t,  that is  c <= 2 t - n - 1;     and c <= t - 2 leaves two honest survivors.
+    c <= 2 t - n - 1,
 
-The default t = floor(2 n / 3) + 1 bears up to n - t sites lost in a round and about n / 3 colluding.
-``PROTOCOL.md``, "Threat model", has the argument.
+at most one sum comes out of a round, whatever it tells whom. That sum is over at least
+
+    h - floor(h (n - m) / a)    honest sites, or    m - c    if the sites confirm one set first,
+
+of which there must be two. The default t = m = floor(2 n / 3) + 1 bears up to n - t sites lost in a
+round and about n / 3 colluding. ``PROTOCOL.md``, "Threat model", has the argument.
 """
 
 from __future__ import annotations
@@ -42,6 +46,8 @@ class AggregationParameters:
     vector_length: int
     num_channels: int
     ring_bits: int = 32
+    confirm_survivors: bool = False
+    """Sites sign the survivors, and see the signatures of t, before any gives shares: a third cycle."""
 
     def __post_init__(self) -> None:
         _whole("number of sites", self.num_sites, 2, MAX_SITES)
@@ -51,6 +57,10 @@ class AggregationParameters:
         _whole("number of channels", self.num_channels, 0, MAX_CHANNELS)
         if self.ring_bits not in RING_BITS or isinstance(self.ring_bits, bool):
             raise InvalidInputError(f"ring-bits is {self.ring_bits!r:.50}", hint="16, 32 or 64")
+        if not isinstance(self.confirm_survivors, bool):
+            raise InvalidInputError(
+                f"confirm-survivors is {self.confirm_survivors!r:.50}", hint="true or false"
+            )
         if 2 * self.threshold <= self.num_sites:
             raise InvalidInputError(
                 f"threshold {self.threshold} of {self.num_sites} sites is no majority",
@@ -67,6 +77,7 @@ class AggregationParameters:
         ring_bits: int = 32,
         threshold: int | None = None,
         minimum_sites: int | None = None,
+        confirm_survivors: bool = False,
     ) -> Self:
         """Parameters with the default threshold, floor(2n/3) + 1, and minimum-sites equal to it."""
         _whole("number of sites", num_sites, 2, MAX_SITES)
@@ -78,6 +89,7 @@ class AggregationParameters:
             vector_length=vector_length,
             num_channels=num_channels,
             ring_bits=ring_bits,
+            confirm_survivors=confirm_survivors,
         )
 
     @property
@@ -87,6 +99,18 @@ class AggregationParameters:
         For a round in which all n sites take part; 0 also for n = 2, where each subtracts its own.
         """
         return max(0, min(2 * self.threshold - self.num_sites - 1, self.threshold - 2))
+
+    def fewest_honest_sites(self, num_colluding: int = 0) -> int:
+        """Honest sites that are at least in any sum a malicious server with colluding sites can open.
+
+        0 if it can open more than one sum of a round. Noise that sites add must suffice from this many.
+        """
+        honest, needed = self.num_sites - num_colluding, self.threshold - num_colluding
+        if 2 * needed <= honest:
+            return 0
+        if self.confirm_survivors:
+            return self.minimum_sites - num_colluding
+        return honest - honest * (self.num_sites - self.minimum_sites) // needed
 
     @property
     def max_dropouts(self) -> int:
@@ -99,9 +123,10 @@ class AggregationParameters:
         return self.vector_length * self.ring_bits // 8
 
     def digest(self) -> bytes:
-        """SHA-256 over all six numbers; part of the roster's hash."""
+        """SHA-256 over all seven; part of the roster's hash."""
         numbers = (self.num_sites, self.threshold, self.minimum_sites)
-        return statement_hash("parameters", *numbers, self.vector_length, self.num_channels, self.ring_bits)
+        shape = (self.vector_length, self.num_channels, self.ring_bits)
+        return statement_hash("parameters", *numbers, *shape, int(self.confirm_survivors))
 
 
 def default_threshold(num_sites: int) -> int:

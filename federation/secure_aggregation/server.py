@@ -7,7 +7,10 @@
     session.add_advert(advert)               <- each site
     session.start_round(round, attempt)      -> the participants; the same message for all
     session.add_report(report)               <- each site, added to the sum as it arrives
-    session.close_reports()                  -> one message for each survivor
+    session.close_reports()                  the survivors are fixed
+    session.confirm_request()                -> every survivor; only with confirm-survivors
+    session.add_confirmation(confirmation)   <- each survivor
+    session.unmask_requests()                -> one message for each survivor
     session.add_answer(answer)               <- each survivor
     session.finish()                         the exact sum over the survivors, in the ring
 
@@ -20,13 +23,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from instahide.errors import FederationError, InvalidInputError, RefusedError
+from instahide.errors import InvalidInputError, RefusedError
 
 from .key_agreement import (
     SEED_BYTES,
@@ -36,63 +36,22 @@ from .key_agreement import (
     advert_statement,
     transcript_hash,
 )
-from .messages import Advert, Report, ReportRequest, SessionRequest, UnmaskAnswer, UnmaskRequest
-from .pairwise_masks import CHANNEL_STREAM, VECTOR_STREAM, Mask, add_masks, from_wire
+from .messages import (
+    Advert,
+    Confirmation,
+    ConfirmRequest,
+    Report,
+    ReportRequest,
+    SessionRequest,
+    UnmaskAnswer,
+    UnmaskRequest,
+)
+from .pairwise_masks import CHANNEL_STREAM, VECTOR_STREAM, add_masks, from_wire
 from .roster import Roster
 from .sealing import OVERHEAD_BYTES
 from .seeds import Dispute, rebuild
+from .server_round import AggregateSum, Dealt, Round, RoundAbortedError
 from .survivors import SurvivorStatement
-
-
-class RoundAbortedError(FederationError):
-    """The attempt ends and nothing is opened. ``sites`` are those that were missed, or that disagree."""
-
-    def __init__(self, what: str, sites: Iterable[str], *, hint: str) -> None:
-        self.sites = tuple(sites)
-        super().__init__(what + (f" ({', '.join(self.sites)})" if self.sites else ""), hint=hint)
-
-
-@dataclass(frozen=True)
-class AggregateSum:
-    """What a round gives.
-
-    ``vector`` (d,) is Σ x_i modulo 2^b over ``survivors``, ``channels`` (q,) the same modulo 2^64.
-    """
-
-    server_round: int
-    attempt: int
-    survivors: tuple[str, ...]
-    vector: NDArray[Any] = field(repr=False)
-    channels: NDArray[np.uint64] = field(repr=False)
-    disputes: tuple[Dispute, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Dealt:
-    """What is kept of a report once its vector is in the sum."""
-
-    packages: tuple[bytes, ...] = field(repr=False)
-    check_values: bytes = field(repr=False)
-
-
-@dataclass
-class _Round:
-    position: Position
-    participants: tuple[str, ...]
-    vector: NDArray[Any]
-    channels: NDArray[np.uint64]
-    dealt: dict[str, _Dealt] = field(default_factory=dict)
-    survivors: tuple[str, ...] = ()
-    answers: dict[str, UnmaskAnswer] = field(default_factory=dict)
-
-    @property
-    def missing(self) -> tuple[str, ...]:
-        return tuple(name for name in self.participants if name not in self.survivors)
-
-    def check_value(self, dealer: str, about: str) -> bytes:
-        """What ``dealer`` reported of the seed it shares with ``about``, or of its own self-mask seed."""
-        start = SEED_BYTES * self.participants.index(about)
-        return self.dealt[dealer].check_values[start : start + SEED_BYTES]
 
 
 class ServerSession:
@@ -110,9 +69,9 @@ class ServerSession:
         self._adverts: dict[str, Advert] = {}
         self._shown: set[str] = set()
         self._transcript = b""
-        self._round: _Round | None = None
+        self._round: Round | None = None
         self._last = (0, 0)
-        self._statements: list[SurvivorStatement] = []
+        self._statements: dict[str, SurvivorStatement] = {}
 
     @property
     def cohort(self) -> tuple[str, ...]:
@@ -165,7 +124,7 @@ class ServerSession:
         bits = self._roster.to_bits(asked)
         parameters = self._roster.parameters
         self._last = (server_round, attempt)
-        self._round = _Round(
+        self._round = Round(
             Position(server_round, attempt, bits),
             asked,
             np.zeros(parameters.vector_length, dtype=f"u{parameters.ring_bits // 8}"),
@@ -179,7 +138,7 @@ class ServerSession:
             participants=bits,
             cohort=b"" if known else self._roster.to_bits(cohort),
             adverts=b"" if known else self._advert_list(),
-            statements=tuple(each.to_bytes(self._roster) for each in self._statements),
+            statements=tuple(each.to_bytes(self._roster) for each in self._statements.values()),
         )
 
     def add_report(self, report: Report) -> None:
@@ -201,51 +160,73 @@ class ServerSession:
             raise InvalidInputError(f"the report of {report.site} {why}", hint="it counts as missing")
         current.vector += from_wire(report.vector, parameters.ring_bits)
         current.channels += from_wire(report.channels, 64)
-        current.dealt[report.site] = _Dealt(report.packages, report.check_values)
+        current.dealt[report.site] = Dealt(report.packages, report.check_values)
         self._shown.add(report.site)
 
-    def close_reports(self) -> dict[str, UnmaskRequest]:
-        """Fix the survivors; the message for each of them.
+    def close_reports(self) -> tuple[str, ...]:
+        """Fix and return the survivors: the sites whose reports have come.
 
         Raises:
-            RoundAbortedError: fewer reports than minimum-sites. No share was asked for.
-            FederationError: two sites report different values for the seed they share.
+            RoundAbortedError: fewer reports than minimum-sites, or two sites report different values for
+                the seed they share. No share was asked for.
         """
         current = self._current()
         if current.survivors:
             raise RefusedError("the survivors of this attempt are fixed", hint="a site answers one set only")
         survivors = self._roster.sort(current.dealt)
         self._check_enough(survivors, current.participants, "too few reports")
-        self._check_pairs(current, survivors)
-        current.survivors, self._statements = survivors, []
-        bits = self._roster.to_bits(survivors)
+        current.check_pairs(survivors)
+        current.survivors, self._statements = survivors, {}
+        return survivors
+
+    def confirm_request(self) -> ConfirmRequest:
+        """The message that tells every survivor who survived."""
+        current = self._closed()
+        return ConfirmRequest(
+            session_id=self._session_id,
+            server_round=current.position.server_round,
+            attempt=current.position.attempt,
+            survivors=self._roster.to_bits(current.survivors),
+        )
+
+    def add_confirmation(self, confirmation: Confirmation) -> None:
+        """Keep a survivor's signature on the set of survivors."""
+        self._keep_statement(confirmation, self._closed())
+
+    def unmask_requests(self) -> dict[str, UnmaskRequest]:
+        """The message for each survivor that may give shares (with confirm-survivors: that confirmed).
+
+        Raises RoundAbortedError for fewer confirmations than the threshold. No share was asked for.
+        """
+        current = self._closed()
+        names = current.survivors
+        statements: tuple[bytes, ...] = ()
+        if self._roster.parameters.confirm_survivors:
+            names = self._roster.sort(self._statements)
+            self._check_threshold(names, current, "confirmations")
+            statements = tuple(self._statements[name].to_bytes(self._roster) for name in names)
         return {
             name: UnmaskRequest(
                 session_id=self._session_id,
                 server_round=current.position.server_round,
                 attempt=current.position.attempt,
-                survivors=bits,
-                packages=_packages_for(current, name),
+                survivors=self._roster.to_bits(current.survivors),
+                packages=current.packages_for(name),
+                confirmations=statements,
             )
-            for name in survivors
+            for name in names
         }
 
     def add_answer(self, answer: UnmaskAnswer) -> None:
         """Keep a survivor's shares, if its signature is on the set of survivors that was asked about."""
-        current = self._current()
-        self._check_message(answer, current)
+        current = self._closed()
         size = SEED_BYTES * len(current.survivors) * (1 + len(current.missing))
-        fits = answer.survivors == self._roster.to_bits(current.survivors)
-        fits = fits and answer.site in current.survivors and len(answer.shares) == size
-        if answer.site in current.answers or not fits:
+        if answer.site in current.answers or len(answer.shares) != size:
             raise InvalidInputError(
-                f"the answer of {answer.site} came twice, or is not about this round's survivors",
-                hint="it counts as missing",
+                f"the answer of {answer.site} came twice or has a wrong length", hint="it counts as missing"
             )
-        statement = SurvivorStatement(answer.site, current.position, answer.survivors, answer.signature)
-        statement.verify(self._roster, self._transcript)
+        self._keep_statement(answer, current)
         current.answers[answer.site] = answer
-        self._statements.append(statement)
 
     def finish(self) -> AggregateSum:
         """Rebuild the seeds, take the masks off, return the sum; the attempt is over.
@@ -254,19 +235,10 @@ class ServerSession:
             RoundAbortedError: fewer answers than the threshold.
             SeedError: wrong shares, and no choice of answers gives the right seeds.
         """
-        current, threshold = self._current(), self._roster.parameters.threshold
-        if not current.survivors:
-            raise RefusedError(
-                "the survivors of this attempt are not fixed", hint="close_reports comes first"
-            )
-        if len(current.answers) < threshold:
-            raise RoundAbortedError(
-                f"{len(current.answers)} answers of {threshold} needed; missing",
-                (name for name in current.survivors if name not in current.answers),
-                hint="sites that answered have given their shares: go on to a later round",
-            )
-        expansions, disputes = self._rebuild(current, threshold)
-        masks = _left_over(current, expansions)
+        current = self._closed()
+        self._check_threshold(tuple(current.answers), current, "answers")
+        expansions, disputes = self._rebuild(current, self._roster.parameters.threshold)
+        masks = current.left_over(expansions)
         add_masks(current.vector, masks, stream=VECTOR_STREAM)
         add_masks(current.channels, masks, stream=CHANNEL_STREAM)
         self._round = None
@@ -279,7 +251,7 @@ class ServerSession:
             tuple(disputes),
         )
 
-    def _rebuild(self, current: _Round, threshold: int) -> tuple[dict[str, list[Expansion]], list[Dispute]]:
+    def _rebuild(self, current: Round, threshold: int) -> tuple[dict[str, list[Expansion]], list[Dispute]]:
         shape = (len(current.survivors), 1 + len(current.missing), SEED_BYTES)
         shares = {
             name: np.frombuffer(answer.shares, dtype=np.uint8).reshape(shape)
@@ -292,15 +264,26 @@ class ServerSession:
         }
         return rebuild(shares, points, checks, threshold)
 
-    def _check_pairs(self, current: _Round, survivors: tuple[str, ...]) -> None:
-        for place, one in enumerate(survivors):
-            for other in survivors[:place]:
-                if current.check_value(one, other) != current.check_value(other, one):
-                    raise RoundAbortedError(
-                        f"{other} and {one} do not agree on the seed they share; masks would not cancel",
-                        (other, one),
-                        hint="one of them is broken or dishonest; begin a new session, if need be without it",
-                    )
+    def _keep_statement(self, message: Confirmation | UnmaskAnswer, current: Round) -> None:
+        self._check_message(message, current)
+        if message.site not in current.survivors or message.survivors != self._roster.to_bits(
+            current.survivors
+        ):
+            raise InvalidInputError(
+                f"{message.site} does not speak of this round's survivors", hint="it counts as missing"
+            )
+        statement = SurvivorStatement(message.site, current.position, message.survivors, message.signature)
+        statement.verify(self._roster, self._transcript)
+        self._statements[message.site] = statement
+
+    def _check_threshold(self, present: tuple[str, ...], current: Round, what: str) -> None:
+        threshold = self._roster.parameters.threshold
+        if len(present) < threshold:
+            raise RoundAbortedError(
+                f"{len(present)} {what} of {threshold} needed; missing",
+                (name for name in current.survivors if name not in present),
+                hint="sites that gave shares serve no other attempt: go on to a later round",
+            )
 
     def _check_enough(self, present: tuple[str, ...], wanted: tuple[str, ...], what: str) -> None:
         least = self._roster.parameters.minimum_sites
@@ -312,7 +295,7 @@ class ServerSession:
                 hint="nothing was opened; try again",
             )
 
-    def _check_message(self, message: Report | UnmaskAnswer, current: _Round) -> None:
+    def _check_message(self, message: Report | Confirmation | UnmaskAnswer, current: Round) -> None:
         self._check_session(message.session_id)
         if message.site not in current.participants:
             raise InvalidInputError(f"{message.site!r:.100} was not asked", hint="it is ignored")
@@ -326,34 +309,19 @@ class ServerSession:
         if session_id != self._session_id:
             raise InvalidInputError("the message belongs to another session", hint="it is ignored")
 
-    def _current(self) -> _Round:
+    def _current(self) -> Round:
         if self._round is None:
             raise RefusedError("no round is under way", hint="start_round comes first")
         return self._round
 
+    def _closed(self) -> Round:
+        current = self._current()
+        if not current.survivors:
+            raise RefusedError(
+                "the survivors of this attempt are not fixed", hint="close_reports comes first"
+            )
+        return current
+
     def _advert_list(self) -> bytes:
         adverts = [self._adverts[name] for name in self.cohort]
         return b"".join(part for each in adverts for part in (each.public_key, each.signature))
-
-
-def _packages_for(current: _Round, recipient: str) -> tuple[bytes, ...]:
-    """The package of every other survivor for ``recipient``; a dealer's list leaves its own place out."""
-    places = {name: place for place, name in enumerate(current.participants)}
-    place = places[recipient]
-    return tuple(
-        current.dealt[dealer].packages[place - (places[dealer] < place)]
-        for dealer in current.survivors
-        if dealer != recipient
-    )
-
-
-def _left_over(current: _Round, expansions: dict[str, list[Expansion]]) -> list[Mask]:
-    """The masks that did not cancel, with the sign that takes them off: every self mask of a survivor,
-    and its pairwise mask with every missing site."""
-    masks: list[Mask] = []
-    for name in current.survivors:
-        own, *pairwise = expansions[name]
-        masks.append((own.stream_key, -1))
-        for other, expansion in zip(current.missing, pairwise, strict=True):
-            masks.append((expansion.stream_key, -1 if other > name else 1))
-    return masks

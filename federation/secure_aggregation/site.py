@@ -6,6 +6,7 @@
     session.advert()                                      -> server
     session.accept(report_request)                        before training: is this request acceptable?
     session.report(report_request, vector, channels)      -> server, masked
+    session.confirm(confirm_request)                      -> server, only with confirm-survivors
     session.unmask(unmask_request)                        -> server, shares; once a round
 
 What makes a site safe from the server is refused here: a request out of order, a second vector for
@@ -15,6 +16,8 @@ does not open. A refusal leaves the session as it was and gives out no share.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,23 +28,23 @@ from numpy.typing import NDArray
 from instahide.errors import IntegrityError, InvalidInputError, RefusedError
 
 from . import shamir
-from .key_agreement import (
-    KEY_BYTES,
-    SEED_BYTES,
-    PairKeys,
-    Position,
-    advert_statement,
-    agree,
-    expand,
-    pairwise_seed,
-    transcript_hash,
+from .cohort import Cohort, check_size, open_cohort
+from .key_agreement import KEY_BYTES, SEED_BYTES, Position, advert_statement, expand, pairwise_seed
+from .messages import (
+    Advert,
+    Confirmation,
+    ConfirmRequest,
+    Report,
+    ReportRequest,
+    SessionRequest,
+    UnmaskAnswer,
+    UnmaskRequest,
 )
-from .messages import ADVERT_BYTES, Advert, Report, ReportRequest, SessionRequest, UnmaskAnswer, UnmaskRequest
 from .pairwise_masks import CHANNEL_STREAM, VECTOR_STREAM, Mask, add_masks, ring_dtype, wire_bytes
-from .roster import PUBLIC_KEY_BYTES, Roster, SiteIdentity
+from .roster import Roster, SiteIdentity
 from .sealing import SALT_BYTES, open_package, seal
 from .session_secrets import SessionSecrets
-from .survivors import ContradictionError, SurvivorStatement, check_agreement
+from .survivors import ContradictionError, SurvivorStatement, check_agreement, check_confirmed
 
 
 @dataclass
@@ -51,15 +54,7 @@ class _OpenReport:
     position: Position
     participants: tuple[str, ...]
     own_shares: NDArray[np.uint8] = field(repr=False)
-
-
-@dataclass(frozen=True)
-class _Cohort:
-    """The set-up of the session, once the adverts have been seen."""
-
-    names: tuple[str, ...]
-    transcript: bytes
-    keys: dict[str, PairKeys] = field(repr=False)
+    confirmed: SurvivorStatement | None = None
 
 
 class SiteSession:
@@ -69,7 +64,7 @@ class SiteSession:
         roster: as approved by this site.
         identity: this site's name and signing key; the roster must list them.
         request: the server's session request.
-        last_round: rounds up to this one are refused (kept by the caller over restarts).
+        last_round: rounds up to this one are refused: the last ``spent_round`` of any session of this run.
         secrets: for known-answer tests only; the operating system's by default.
 
     Raises:
@@ -96,12 +91,18 @@ class SiteSession:
         self._session_id = request.session_id
         self._secrets = secrets or SessionSecrets()
         self._key = X25519PrivateKey.from_private_bytes(self._secrets.take(KEY_BYTES))
-        self._cohort: _Cohort | None = None
+        self._cohort: Cohort | None = None
+        self._shown = (b"", b"")
         self._last = (last_round, 0)
         self._spent_round = last_round
         self._open: _OpenReport | None = None
         self._statement: SurvivorStatement | None = None
         self._contradiction: str = ""
+
+    @property
+    def spent_round(self) -> int:
+        """The last round this site gave shares for: to be kept, and given to the next session."""
+        return self._spent_round
 
     def advert(self) -> Advert:
         """This session's public key, signed by the site's identity."""
@@ -115,42 +116,19 @@ class SiteSession:
         )
 
     def open(self, cohort: bytes, adverts: bytes) -> None:
-        """Check the adverts of the session's cohort and derive the keys; the first time only.
+        """Check the adverts of the session's cohort and derive the keys; see :func:`open_cohort`.
 
-        Raises:
-            InvalidInputError: the lengths do not fit the roster.
-            IntegrityError: a signature is not its site's, this site's own advert is altered or
-                absent, or the adverts differ from those this session was opened with.
-            RefusedError: fewer sites than minimum-sites.
+        IntegrityError too if they differ from those this session was opened with.
         """
-        names = self._roster.from_bits(cohort)
-        if len(adverts) != ADVERT_BYTES * len(names):
-            raise InvalidInputError("not one advert for each site of the cohort", hint="96 bytes for each")
-        public_keys: dict[str, bytes] = {}
-        for place, name in enumerate(names):
-            entry = bytes(adverts[ADVERT_BYTES * place : ADVERT_BYTES * (place + 1)])
-            public_keys[name], signature = entry[:PUBLIC_KEY_BYTES], entry[PUBLIC_KEY_BYTES:]
-            signed = advert_statement(self._roster, self._session_id, name, public_keys[name])
-            self._roster.verify(name, signature, signed)
-        own = self._identity.name
-        if public_keys.get(own) != self._key.public_key().public_bytes_raw():
-            raise IntegrityError(
-                "this site's own advert is absent or altered", hint="the server must begin a new session"
-            )
-        self._check_size(names, "the session's cohort")
-        transcript = transcript_hash(self._roster, self._session_id, public_keys)
-        if self._cohort is None:
-            keys = {
-                name: agree(self._key, own, name, key, transcript)
-                for name, key in public_keys.items()
-                if name != own
-            }
-            self._cohort = _Cohort(names, transcript, keys)
-        elif self._cohort.transcript != transcript:
+        if self._cohort is not None and self._shown == (cohort, adverts):
+            return
+        opened = open_cohort(self._roster, self._session_id, self._identity.name, self._key, cohort, adverts)
+        if self._cohort is not None and self._cohort.transcript != opened.transcript:
             raise IntegrityError(
                 "the adverts differ from those this session began with",
                 hint="the server must begin a new session",
             )
+        self._cohort, self._shown = opened, (cohort, adverts)
 
     def accept(self, request: ReportRequest) -> tuple[str, ...]:
         """Whether ``request`` may be answered, before the work of training; returns the participants.
@@ -165,9 +143,11 @@ class SiteSession:
         if request.adverts or request.cohort:
             self.open(request.cohort, request.adverts)
         cohort = self._opened()
-        self._check_statements(request.statements, cohort)
+        statements = self._verified(request.statements)
+        with self._leaving_at_a_contradiction():
+            check_agreement([*([self._statement] if self._statement else []), *statements])
         participants = self._roster.from_bits(request.participants)
-        self._check_size(participants, "the round")
+        check_size(self._roster, participants, "the round")
         if self._identity.name not in participants or not set(participants) <= set(cohort.names):
             raise RefusedError(
                 "this site is not among the participants, or one of them is not in the session",
@@ -219,45 +199,53 @@ class SiteSession:
             check_values=b"".join(each.check_value for each in expansions),
         )
 
+    def confirm(self, request: ConfirmRequest) -> Confirmation:
+        """Sign the survivors of the round last reported in; one set for an attempt.
+
+        Raises as :meth:`unmask`, and RefusedError for a second set or in a run that does not confirm.
+        """
+        report, _ = self._asked(request)
+        if not self._roster.parameters.confirm_survivors:
+            raise RefusedError("this run does not confirm survivors", hint="ask for the shares at once")
+        if report.confirmed is not None and report.confirmed.survivors != request.survivors:
+            raise RefusedError("this site has signed another set of survivors", hint="begin a new attempt")
+        statement = self._sign(report, request.survivors)
+        report.confirmed = self._statement = statement
+        return Confirmation(
+            session_id=self._session_id,
+            site=self._identity.name,
+            server_round=request.server_round,
+            attempt=request.attempt,
+            survivors=request.survivors,
+            signature=statement.signature,
+        )
+
     def unmask(self, request: UnmaskRequest) -> UnmaskAnswer:
         """This site's shares for the survivors of the round it last reported in. Once a round.
 
         Raises:
             InvalidInputError: another session, a malformed set or a wrong number of packages.
-            RefusedError: no open report of that round and attempt, or survivors that are too few,
-                are not participants, or do not hold this site.
+            RefusedError: no open report of that round and attempt; survivors that are too few, are
+                not participants, or do not hold this site; too few confirmations.
             PackageError: a survivor's package does not open. Nothing was given out.
+            ContradictionError: a site confirmed another set; this site leaves the session.
         """
-        self._check_session(request.session_id)
-        cohort, report = self._opened(), self._open
-        if report is None or report.position[:2] != (request.server_round, request.attempt):
-            raise RefusedError(
-                f"no open report of round {request.server_round}, attempt {request.attempt}",
-                hint="shares are given once a round, for the report made last",
-            )
-        survivors = self._roster.from_bits(request.survivors)
+        report, survivors = self._asked(request)
+        self._check_confirmed(report, request)
         own = self._identity.name
-        self._check_size(survivors, "the set of survivors")
-        if own not in survivors or not set(survivors) <= set(report.participants):
-            raise RefusedError(
-                "the survivors do not hold this site, or hold one that was not asked",
-                hint="the survivors are participants whose reports arrived",
-            )
         others = [name for name in survivors if name != own]
         if len(request.packages) != len(others):
             raise InvalidInputError("not one package for each other survivor", hint="in roster order")
         dealt = {own: report.own_shares}
         for name, package in zip(others, request.packages, strict=True):
-            content = open_package(cohort.keys[name], report.position, name, own, package)
+            content = open_package(self._opened().keys[name], report.position, name, own, package)
             if len(content) != SEED_BYTES * len(report.participants):
                 raise InvalidInputError(
-                    f"the package from {name} has a wrong length", hint="nothing was given out"
+                    f"the package from {name} has a wrong length", hint="nothing was given"
                 )
             dealt[name] = np.frombuffer(content, dtype=np.uint8).reshape(-1, SEED_BYTES)
         self._open, self._spent_round = None, request.server_round
-        self._statement = SurvivorStatement.sign(
-            self._identity, cohort.transcript, report.position, request.survivors
-        )
+        self._statement = report.confirmed or self._sign(report, request.survivors)
         return UnmaskAnswer(
             session_id=self._session_id,
             site=own,
@@ -267,6 +255,38 @@ class SiteSession:
             shares=_selected(dealt, report.participants, survivors),
             signature=self._statement.signature,
         )
+
+    def _asked(self, request: ConfirmRequest | UnmaskRequest) -> tuple[_OpenReport, tuple[str, ...]]:
+        """The open report a request is about, and its survivors, if they are such as may be unmasked."""
+        self._check_session(request.session_id)
+        self._opened()
+        report = self._open
+        if report is None or report.position[:2] != (request.server_round, request.attempt):
+            raise RefusedError(
+                f"no open report of round {request.server_round}, attempt {request.attempt}",
+                hint="shares are given once a round, for the report made last",
+            )
+        survivors = self._roster.from_bits(request.survivors)
+        check_size(self._roster, survivors, "the set of survivors")
+        if self._identity.name not in survivors or not set(survivors) <= set(report.participants):
+            raise RefusedError(
+                "the survivors do not hold this site, or hold one that was not asked",
+                hint="the survivors are participants whose reports arrived",
+            )
+        return report, survivors
+
+    def _check_confirmed(self, report: _OpenReport, request: UnmaskRequest) -> None:
+        parameters = self._roster.parameters
+        if not parameters.confirm_survivors:
+            return
+        if report.confirmed is None or report.confirmed.survivors != request.survivors:
+            raise RefusedError("this site has not confirmed these survivors", hint="ask it to confirm first")
+        statements = self._verified(request.confirmations)
+        with self._leaving_at_a_contradiction():
+            check_confirmed(statements, report.confirmed, threshold=parameters.threshold)
+
+    def _sign(self, report: _OpenReport, survivors: bytes) -> SurvivorStatement:
+        return SurvivorStatement.sign(self._identity, self._opened().transcript, report.position, survivors)
 
     def _seeds(self, position: Position, participants: tuple[str, ...]) -> list[bytes]:
         """For each participant the seed this site shares with it; in the own place a fresh self-mask seed."""
@@ -296,7 +316,7 @@ class SiteSession:
             if peer != own
         )
 
-    def _opened(self) -> _Cohort:
+    def _opened(self) -> Cohort:
         if self._contradiction:
             raise ContradictionError(self._contradiction, hint="this site has left the session")
         if self._cohort is None:
@@ -311,19 +331,16 @@ class SiteSession:
                 "the message belongs to another session", hint="a restarted site needs a new session"
             )
 
-    def _check_size(self, names: tuple[str, ...], what: str) -> None:
-        least = self._roster.parameters.minimum_sites
-        if len(names) < least:
-            raise RefusedError(
-                f"{what} has {len(names)} sites", hint=f"this run opens sums over {least} sites or more only"
-            )
-
-    def _check_statements(self, encoded: tuple[bytes, ...], cohort: _Cohort) -> None:
+    def _verified(self, encoded: tuple[bytes, ...]) -> list[SurvivorStatement]:
         statements = [SurvivorStatement.from_bytes(self._roster, each) for each in encoded]
         for each in statements:
-            each.verify(self._roster, cohort.transcript)
+            each.verify(self._roster, self._opened().transcript)
+        return statements
+
+    @contextmanager
+    def _leaving_at_a_contradiction(self) -> Iterator[None]:
         try:
-            check_agreement([*([self._statement] if self._statement else []), *statements])
+            yield
         except ContradictionError as error:
             self._contradiction, self._open = error.message, None
             raise

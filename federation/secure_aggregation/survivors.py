@@ -1,17 +1,18 @@
 """Signed survivor sets: what a site answered for, so that two stories about one round can be proven.
 
-A site signs (T, round, attempt, P, U) with its identity key when it answers. The server hands the
-statements of a round to all sites with the next request. Two valid ones on the same round and
-attempt with different sets P or U can only come from a server that told sites different things.
+A site signs (T, round, attempt, P, U) with its identity key when it answers, or, in runs with
+confirm-survivors, before. The server hands the statements of a round to all sites with the next
+request. Two valid ones on the same round and attempt with different sets P or U can only come from a
+server that told sites different things.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from instahide.errors import IntegrityError, InvalidInputError
+from instahide.errors import IntegrityError, InvalidInputError, RefusedError
 
 from .key_agreement import Position
 from .roster import SIGNATURE_BYTES, Roster, SiteIdentity
@@ -87,6 +88,22 @@ def check_agreement(statements: Iterable[SurvivorStatement]) -> None:
                 "different sets of survivors",
                 hint="keep both signed statements as evidence and leave the run",
             )
+
+
+def check_confirmed(
+    statements: Sequence[SurvivorStatement], own: SurvivorStatement, *, threshold: int
+) -> None:
+    """Whether verified statements of ``threshold`` survivors are on the very sets that this site signed.
+
+    Raises ContradictionError if one is on others, RefusedError if they are too few.
+    """
+    check_agreement([own, *statements])
+    agreeing = {each.site for each in statements if each.position == own.position}
+    if len(agreeing) < threshold:
+        raise RefusedError(
+            f"{len(agreeing)} sites confirmed the survivors",
+            hint=f"this run asks for the signatures of {threshold} before a site gives shares",
+        )
 
 
 def _signed(transcript: bytes, position: Position, survivors: bytes) -> bytes:

@@ -77,7 +77,7 @@ class Run:
             )
             masking.append(seconds)
         adding, _ = timed(lambda: [self.server.add_report(report) for report in reports.values()])
-        closing, requests = timed(self.server.close_reports)
+        closing, requests = timed(lambda: (self.server.close_reports(), self.server.unmask_requests())[1])
         answering, answers = timed(lambda: [self.sites[name].unmask(requests[name]) for name in names])
         taking, _ = timed(lambda: [self.server.add_answer(answer) for answer in answers])
         finishing, result = timed(self.server.finish)
@@ -169,9 +169,7 @@ def beside_flower(length: int, repeats: int) -> None:
 
 
 def scaling(counts: list[int]) -> None:
-    print(
-        "\nset-up and shares by number of sites, a quarter missing, no vector, processor milliseconds"
-    )
+    print("\nset-up and shares by number of sites, a quarter missing, no vector, processor milliseconds")
     print("  sites  advert  open  report  packages (bytes)  answer  answer (bytes)  server")
     for count in counts:
         run = Run(count, 1)

@@ -250,7 +250,7 @@ def bit_set(names: Sequence[str], chosen: Sequence[str]) -> bytes:
 
 
 def round_case(
-    ring_bits: int, length: int, num_channels: int, server_round: int, attempt: int
+    ring_bits: int, length: int, num_channels: int, server_round: int, attempt: int, confirm: bool
 ) -> dict[str, Any]:
     names, missing, threshold = ["a", "b", "c", "d"], ["d"], 3
     survivors = [name for name in names if name not in missing]
@@ -259,7 +259,7 @@ def round_case(
     secret = {name: tape(f"{label}/{name}/identity", 32) for name in names}
     identity = {name: ed25519_public(secret[name]) for name in names}
     parameters = statement_hash(
-        "parameters", len(names), threshold, threshold, length, num_channels, ring_bits
+        "parameters", len(names), threshold, threshold, length, num_channels, ring_bits, int(confirm)
     )
     listed = [part for name in names for part in (name, identity[name])]
     roster = statement_hash("roster", 1, run_name, parameters, settings, len(names), *listed)
@@ -355,39 +355,36 @@ def round_case(
             }
         )
     left = bit_set(names, survivors)
-    requests, answers, statements = {}, {}, {}
+    common = {
+        "session-id": session,
+        "server-round": server_round,
+        "attempt": attempt,
+        "survivors": left,
+    }
+    signed_sets = {
+        own: ed25519_sign(secret[own], statement("survivors", transcript, *place, left)) for own in survivors
+    }
+    numbers = server_round.to_bytes(8, "big") + attempt.to_bytes(8, "big")
+    statements = {
+        own: bytes([names.index(own) + 1]) + numbers + asked + left + signed_sets[own] for own in survivors
+    }
+    confirmations = {
+        own: message({**common, "site": own, "signature": signed_sets[own]}) for own in survivors
+    }
+    requests, answers = {}, {}
     for own in survivors:
-        requests[own] = message(
-            {
-                "session-id": session,
-                "server-round": server_round,
-                "attempt": attempt,
-                "survivors": left,
-                "packages": [packages[name, own] for name in survivors if name != own],
-            }
-        )
-        signature = ed25519_sign(secret[own], statement("survivors", transcript, *place, left))
-        answers[own] = message(
-            {
-                "session-id": session,
-                "site": own,
-                "server-round": server_round,
-                "attempt": attempt,
-                "survivors": left,
-                "shares": b"".join(
-                    dealt[dealer, own][name] for dealer in survivors for name in (dealer, *missing)
-                ),
-                "signature": signature,
-            }
-        )
-        numbers = server_round.to_bytes(8, "big") + attempt.to_bytes(8, "big")
-        statements[own] = bytes([names.index(own) + 1]) + numbers + asked + left + signature
+        received = [packages[name, own] for name in survivors if name != own]
+        seen = list(statements.values()) if confirm else []
+        requests[own] = message({**common, "packages": received, "confirmations": seen})
+        shares = b"".join(dealt[dealer, own][name] for dealer in survivors for name in (dealer, *missing))
+        answers[own] = message({**common, "site": own, "shares": shares, "signature": signed_sets[own]})
     total = [sum(vectors[name][i] for name in survivors) for i in range(length)]
     beside = [sum(channels[name][i] for name in survivors) for i in range(num_channels)]
     return {
         "run-name": run_name,
         "ring-bits": ring_bits,
         "threshold": threshold,
+        "confirm-survivors": confirm,
         "settings-sha256": settings,
         "session-id": session,
         "identity-private-keys": secret,
@@ -401,6 +398,8 @@ def round_case(
         "transcript-sha256": transcript,
         "report-request": message(request),
         "reports": reports,
+        "confirm-request": message(common),
+        "confirmations": confirmations,
         "unmask-requests": requests,
         "unmask-answers": answers,
         "statements": statements,
@@ -485,7 +484,11 @@ def expect(found: bytes, expected: str) -> None:
 def document() -> dict[str, Any]:
     """Everything that is written to the file, bytes as hexadecimal text."""
     check_against_the_standards()
-    rounds = [round_case(16, 70, 0, 1, 1), round_case(32, 37, 3, 7, 2), round_case(64, 9, 1, 2**31, 65_535)]
+    rounds = [
+        round_case(16, 70, 0, 1, 1, confirm=True),
+        round_case(32, 37, 3, 7, 2, confirm=False),
+        round_case(64, 9, 1, 2**31, 65_535, confirm=True),
+    ]
     plans = [
         plan_case(16, 255, 10_000, 0.125, 500),
         plan_case(32, 5, 100, 1.0, 10_000),

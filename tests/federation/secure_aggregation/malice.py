@@ -31,6 +31,7 @@ def unmask_request(
         packages=tuple(
             package_for(group, reports[dealer], recipient) for dealer in listed if dealer != recipient
         ),
+        confirmations=(),
     )
 
 

@@ -13,6 +13,8 @@ from federation.secure_aggregation import (
     Advert,
     AggregateSum,
     AggregationParameters,
+    Confirmation,
+    ConfirmRequest,
     Report,
     ReportRequest,
     Roster,
@@ -25,7 +27,7 @@ from federation.secure_aggregation import (
 )
 
 TEST_VECTOR = bytes(32)
-Message = TypeVar("Message", SessionRequest, ReportRequest, UnmaskRequest)
+Message = TypeVar("Message", SessionRequest, ReportRequest, ConfirmRequest, UnmaskRequest)
 
 
 @dataclass
@@ -59,6 +61,17 @@ class Parties:
     def answer(self, name: str, request: UnmaskRequest) -> UnmaskAnswer:
         return UnmaskAnswer.from_bytes(self.sites[name].unmask(sent(request)).to_bytes())
 
+    def close(self, *, lost_before_confirmation: Iterable[str] = ()) -> dict[str, UnmaskRequest]:
+        """Fix the survivors, let them confirm if the run asks for it, and give the requests for shares."""
+        survivors = self.server.close_reports()
+        if self.roster.parameters.confirm_survivors:
+            request = sent(self.server.confirm_request())
+            for name in survivors:
+                if name not in set(lost_before_confirmation):
+                    confirmation = self.sites[name].confirm(request)
+                    self.server.add_confirmation(Confirmation.from_bytes(confirmation.to_bytes()))
+        return self.server.unmask_requests()
+
     def round(
         self,
         server_round: int,
@@ -66,6 +79,7 @@ class Parties:
         *,
         participants: Iterable[str] | None = None,
         lost_before_report: Iterable[str] = (),
+        lost_before_confirmation: Iterable[str] = (),
         lost_before_answer: Iterable[str] = (),
     ) -> AggregateSum:
         """One attempt from request to sum, without the sites that are lost on the way."""
@@ -73,7 +87,7 @@ class Parties:
         for name in self.roster.from_bits(request.participants):
             if name not in set(lost_before_report):
                 self.server.add_report(self.report(name, request))
-        for name, asked in self.server.close_reports().items():
+        for name, asked in self.close(lost_before_confirmation=lost_before_confirmation).items():
             if name not in set(lost_before_answer):
                 self.server.add_answer(self.answer(name, asked))
         return self.server.finish()
@@ -98,6 +112,7 @@ def parties(
     ring_bits: int = 32,
     threshold: int | None = None,
     minimum_sites: int | None = None,
+    confirm_survivors: bool = False,
     joining: Iterable[str] | None = None,
     run_name: str = "run",
 ) -> Parties:
@@ -110,6 +125,7 @@ def parties(
         ring_bits=ring_bits,
         threshold=threshold,
         minimum_sites=minimum_sites,
+        confirm_survivors=confirm_survivors,
     )
     roster = Roster(
         run_name=run_name,

@@ -54,7 +54,7 @@ def test_every_pattern_of_dropouts_gives_the_exact_sum_or_no_share_at_all(data: 
             if len(asked) >= minimum and len(reporting) < minimum:
                 for name in reporting:
                     assert group.sites[name]._open is not None
-                    assert group.sites[name]._spent_round < server_round
+                    assert group.sites[name].spent_round < server_round
 
 
 def test_below_the_minimum_sites_themselves_refuse_whatever_the_server_says() -> None:

@@ -13,6 +13,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from federation.secure_aggregation import (
     AggregationParameters,
+    Confirmation,
+    ConfirmRequest,
     MeanChannel,
     QuantisationPlan,
     Report,
@@ -47,6 +49,7 @@ def set_up(case: dict[str, Any]) -> tuple[Roster, ServerSession, dict[str, SiteS
         num_channels=len(octets(case["channels"]["a"])) // 8,
         ring_bits=case["ring-bits"],
         threshold=case["threshold"],
+        confirm_survivors=case["confirm-survivors"],
     )
     roster = Roster(
         run_name=case["run-name"],
@@ -80,7 +83,14 @@ def test_every_message_of_a_round_has_the_bytes_of_the_second_program(case: dict
         )
         assert report.to_bytes().hex() == case["reports"][name]
         server.add_report(report)
-    for name, asked in server.close_reports().items():
+    server.close_reports()
+    if case["confirm-survivors"]:
+        assert server.confirm_request().to_bytes().hex() == case["confirm-request"]
+        for name in case["reports"]:
+            confirmation = sites[name].confirm(server.confirm_request())
+            assert confirmation.to_bytes().hex() == case["confirmations"][name]
+            server.add_confirmation(confirmation)
+    for name, asked in server.unmask_requests().items():
         assert asked.to_bytes().hex() == case["unmask-requests"][name]
         answer = sites[name].unmask(asked)
         assert answer.to_bytes().hex() == case["unmask-answers"][name]
@@ -106,6 +116,9 @@ def test_both_ends_read_the_messages_of_the_second_program(case: dict[str, Any])
         sites[name].report(request, zeros, np.zeros(len(octets(case["channels"][name])) // 8, np.uint64))
         server.add_report(Report.from_bytes(octets(report)))
     server.close_reports()
+    for name in case["reports"] if case["confirm-survivors"] else ():
+        sites[name].confirm(ConfirmRequest.from_bytes(octets(case["confirm-request"])))
+        server.add_confirmation(Confirmation.from_bytes(octets(case["confirmations"][name])))
     for name, asked in case["unmask-requests"].items():
         server.add_answer(sites[name].unmask(UnmaskRequest.from_bytes(octets(asked))))
     assert server.finish().vector.tobytes().hex() == case["sum"]

@@ -220,11 +220,17 @@ def test_a_site_masks_one_vector_for_one_attempt_and_never_goes_back() -> None:
             group.report("site-000", replace(request, server_round=server_round, attempt=attempt))
 
 
-def test_rounds_served_before_a_restart_are_not_served_again() -> None:
+def test_a_round_answered_in_one_session_is_not_served_in_the_next() -> None:
     group = parties(3)
+    group.round(7)
     server = ServerSession(group.roster, bytes(32))
     sites = {
-        name: SiteSession(group.roster, group.identities[name], server.request(), last_round=7)
+        name: SiteSession(
+            group.roster,
+            group.identities[name],
+            server.request(),
+            last_round=group.sites[name].spent_round,
+        )
         for name in group.names
     }
     for session in sites.values():

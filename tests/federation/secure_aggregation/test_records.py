@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from federation.secure_aggregation import (
     Advert,
+    Confirmation,
+    ConfirmRequest,
     Report,
     ReportRequest,
     SessionRequest,
@@ -23,23 +25,34 @@ from .parties import parties
 
 
 def one_of_each() -> list[Record]:
-    group = parties(3, vector_length=5)
+    group = parties(3, vector_length=5, confirm_survivors=True)
     request = group.server.start_round(1)
     reports = [group.report(name, request) for name in group.names]
     for report in reports:
         group.server.add_report(report)
-    asked = group.server.close_reports()["site-000"]
+    asked = group.close()["site-000"]
     return [
         group.server.request(),
         group.sites["site-000"].advert(),
         request,
         reports[0],
+        group.server.confirm_request(),
+        group.sites["site-000"].confirm(group.server.confirm_request()),
         asked,
         group.answer("site-000", asked),
     ]
 
 
-KINDS = (SessionRequest, Advert, ReportRequest, Report, UnmaskRequest, UnmaskAnswer)
+KINDS = (
+    SessionRequest,
+    Advert,
+    ReportRequest,
+    Report,
+    ConfirmRequest,
+    Confirmation,
+    UnmaskRequest,
+    UnmaskAnswer,
+)
 
 
 def test_every_message_survives_both_forms() -> None:
@@ -107,7 +120,7 @@ def test_every_shortened_message_is_refused() -> None:
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.integers(0, 5), st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=4))
+@given(st.integers(0, 7), st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=4))
 def test_altered_bytes_are_refused_or_read_as_a_record_and_nothing_else_happens(
     which: int, changes: list[tuple[int, int]]
 ) -> None:
@@ -122,7 +135,7 @@ def test_altered_bytes_are_refused_or_read_as_a_record_and_nothing_else_happens(
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.integers(0, 5), st.binary(max_size=200))
+@given(st.integers(0, 7), st.binary(max_size=200))
 def test_random_bytes_are_refused(which: int, data: bytes) -> None:
     with pytest.raises(InvalidInputError):
         KINDS[which].from_bytes(b"IHS1" + data)

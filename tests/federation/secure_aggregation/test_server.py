@@ -57,7 +57,7 @@ def test_reports_that_do_not_fit_change_nothing() -> None:
         group.server.add_report(report)
         with pytest.raises(InvalidInputError, match="came twice"):
             group.server.add_report(report)
-    for name, asked in group.server.close_reports().items():
+    for name, asked in group.close().items():
         group.server.add_answer(group.answer(name, asked))
     assert_exact(group, group.server.finish())
 
@@ -67,7 +67,7 @@ def test_late_reports_are_refused_and_the_survivors_stay_fixed() -> None:
     _, reports = begun(group)
     for name in group.names[:4]:
         group.server.add_report(reports[name])
-    requests = group.server.close_reports()
+    requests = group.close()
     with pytest.raises(InvalidInputError, match="is late"):
         group.server.add_report(reports["site-004"])
     with pytest.raises(RefusedError, match="are fixed"):
@@ -82,7 +82,7 @@ def test_answers_that_do_not_fit_or_are_signed_wrongly_change_nothing() -> None:
     _, reports = begun(group)
     for name in group.names[:4]:
         group.server.add_report(reports[name])
-    answers = {name: group.answer(name, asked) for name, asked in group.server.close_reports().items()}
+    answers = {name: group.answer(name, asked) for name, asked in group.close().items()}
     good = answers["site-000"]
     for case in (
         replace(good, session_id=bytes(16)),
@@ -104,12 +104,14 @@ def test_answers_that_do_not_fit_or_are_signed_wrongly_change_nothing() -> None:
 
 def test_steps_out_of_order_are_refused() -> None:
     group = parties(3)
-    for step in (group.server.close_reports, group.server.finish):
+    later = (group.server.confirm_request, group.server.unmask_requests, group.server.finish)
+    for step in (group.server.close_reports, *later):
         with pytest.raises(RefusedError, match="no round is under way"):
             step()
     group.server.start_round(2)
-    with pytest.raises(RefusedError, match="close_reports comes first"):
-        group.server.finish()
+    for step in later:
+        with pytest.raises(RefusedError, match="close_reports comes first"):
+            step()
     with pytest.raises(RefusedError, match="is not later than"):
         group.server.start_round(1)
 
@@ -142,7 +144,7 @@ def test_a_wrong_share_is_passed_over_and_the_pair_is_named() -> None:
     _, reports = begun(group)
     for report in reports.values():
         group.server.add_report(report)
-    for name, asked in group.server.close_reports().items():
+    for name, asked in group.close().items():
         answer = group.answer(name, asked)
         group.server.add_answer(spoiled(answer, 3) if name == "site-001" else answer)
     result = group.server.finish()
@@ -168,7 +170,7 @@ def test_a_dealer_who_sealed_a_wrong_share_is_in_the_pair_too(
     session._share = share_wrongly  # type: ignore[method-assign]
     for name in group.names:
         group.server.add_report(group.report(name, request))
-    for name, asked in group.server.close_reports().items():
+    for name, asked in group.close().items():
         group.server.add_answer(group.answer(name, asked))
     result = group.server.finish()
     assert_exact(group, result)
@@ -180,7 +182,7 @@ def test_with_no_answer_to_spare_a_wrong_share_ends_the_round_without_a_sum() ->
     _, reports = begun(group)
     for name in group.names[:4]:
         group.server.add_report(reports[name])
-    for name, asked in group.server.close_reports().items():
+    for name, asked in group.close().items():
         answer = group.answer(name, asked)
         group.server.add_answer(spoiled(answer, 0) if name == "site-003" else answer)
     with pytest.raises(SeedError, match="seeds of site-000 cannot be rebuilt") as caught:
@@ -194,7 +196,7 @@ def test_a_wrong_share_of_a_missing_sites_pairwise_seed_is_noticed_too() -> None
     request = group.server.start_round(1)
     for name in group.names[:5]:
         group.server.add_report(group.report(name, request))
-    for name, asked in group.server.close_reports().items():
+    for name, asked in group.close().items():
         answer = group.answer(name, asked)
         group.server.add_answer(spoiled(answer, 1) if name == "site-000" else answer)
     with pytest.raises(SeedError, match="site-000"):
