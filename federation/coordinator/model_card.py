@@ -96,9 +96,10 @@ _MODES = {
 
 
 def _settings(config: RunConfig) -> str:
-    shown = {
-        key: value for key, value in config.to_mapping().items() if key not in ("run-directory", "resume")
-    }
+    hidden = {"run-directory", "resume"}
+    if config.differential_privacy == "none":
+        hidden |= {"noise-multiplier", "max-grad-norm", "target-delta", "target-epsilon"}  # nothing has one
+    shown = {key: value for key, value in config.to_mapping().items() if key not in hidden}
     return "| setting | value |\n|---|---|\n" + "\n".join(
         f"| {key} | {value} |" for key, value in shown.items()
     )
