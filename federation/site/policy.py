@@ -10,7 +10,6 @@ A rule is one function ``(policy, request, facts)`` in :data:`RULES` that raises
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +22,6 @@ from instahide.integer_noise import MOST_EPSILON
 from ..config import setting
 from ..messages import ALLOWED_METRICS, EVALUATE, TRAIN, RoundRequest
 from .settings import commented, parse, read_toml
-
-logger = logging.getLogger(__name__)
 
 ENCODING_MODES = ("hardened", "compat", "mixup")
 _Number = TypeVar("_Number", int, float)
