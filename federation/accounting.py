@@ -41,7 +41,7 @@ from instahide.privacy_curves import (
 
 MECHANISMS: Final = ("dp-sgd", "encoding", "client")
 """Noise in a training step, in an encoding (mode ``dp``), in the mean of the sites' updates."""
-ORDERS: Final = (*range(2, 33), 40, 48, 64, 96, 128, 192, 256)
+ORDERS: Final[tuple[int, ...]] = (*range(2, 33), 40, 48, 64, 96, 128, 192, 256)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,8 +57,32 @@ class ClientGuarantee:
     """Sites that share the noise, where the coordinator does not add it; 0 where it does."""
 
 
+class AroundRule:
+    """A rule that hands its updates on to ``inner`` and has no memory of its own."""
+
+    inner: Aggregator
+
+    @property
+    def state(self) -> ServerState:
+        """The inner rule's memory."""
+        return self.inner.state
+
+    @state.setter
+    def state(self, value: ServerState) -> None:
+        self.inner.state = value
+
+    @property
+    def left_out(self) -> list[str]:
+        """Sites the last aggregate did not use."""
+        return self.inner.left_out
+
+    @left_out.setter
+    def left_out(self, value: list[str]) -> None:
+        self.inner.left_out = value
+
+
 @dataclass
-class NoisyMean:
+class NoisyMean(AroundRule):
     """The rule ``inner`` on one pseudo-update: the noisy mean of the sites' clipped changes.
 
     Raises:
@@ -86,20 +110,6 @@ class NoisyMean:
         """C': what updates are shortened to before rounding."""
         step = grid_step("gaussian", self.noise_multiplier * self.clip_norm)
         return (self.clip_norm - step * math.sqrt(self.num_weights)) * (1 - _MARGIN)
-
-    @property
-    def state(self) -> ServerState:
-        """The inner rule's memory."""
-        return self.inner.state
-
-    @state.setter
-    def state(self, value: ServerState) -> None:
-        self.inner.state = value
-
-    @property
-    def left_out(self) -> list[str]:
-        """Sites the last aggregate did not use: none, a mean uses all."""
-        return self.inner.left_out
 
     def aggregate(self, server_round: int, current: Arrays, updates: Sequence[Update]) -> Arrays:
         """See :class:`Aggregator`; the release is on the ledger before this returns."""

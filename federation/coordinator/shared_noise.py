@@ -19,13 +19,13 @@ from ..messages import Arrays
 from ..privacy_ledger import LEDGER_NAME, PrivacyLedger
 from ..secure_aggregation.distributed_noise import DistributedNoise
 from ..secure_aggregation.quantisation import QuantisationPlan
-from .aggregation import Aggregator, ServerState
-from .client_privacy import ClientGuarantee, with_client_privacy
+from .aggregation import Aggregator
+from .client_privacy import AroundRule, ClientGuarantee, with_client_privacy
 from .validation import Update
 
 
 @dataclass
-class SharedNoise:
+class SharedNoise(AroundRule):
     """The rule ``inner`` on means that carry the sites' noise already; each is charged first."""
 
     inner: Aggregator
@@ -33,20 +33,6 @@ class SharedNoise:
     noise: DistributedNoise
     plan: QuantisationPlan
     ledger: PrivacyLedger
-
-    @property
-    def state(self) -> ServerState:
-        """The inner rule's memory."""
-        return self.inner.state
-
-    @state.setter
-    def state(self, value: ServerState) -> None:
-        self.inner.state = value
-
-    @property
-    def left_out(self) -> list[str]:
-        """Sites the last aggregate did not use."""
-        return self.inner.left_out
 
     def aggregate(self, server_round: int, current: Arrays, updates: Sequence[Update]) -> Arrays:
         """See :class:`Aggregator`; the release is on the ledger before this returns."""
