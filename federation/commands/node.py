@@ -125,6 +125,8 @@ def start(
     """
     from ..flower_processes.node import is_connected, supervised_node
     from ..node_folder import NodeFolder, relay_process, start_worker
+    from ..plan import SHORT
+    from ..site.plans import PlanBook
     from .coordinator import stop_signal
 
     folder = NodeFolder(node.resolve())
@@ -142,6 +144,7 @@ def start(
             f"node ended (status {status}): {reason or 'see state/node.log'}; again in {wait:g} s", err=True
         )
 
+    book, announced = PlanBook(folder.state), set[str]()
     stop = stop_signal()
     with supervised_node(relay, on_exit=report) as supervised:
         try:
@@ -149,6 +152,9 @@ def start(
                 if not told and relay.is_running and is_connected(relay):
                     told = True
                     typer.echo("connected: this node serves the federation")
+                for waiting in sorted(book.pending() - announced):
+                    announced.add(waiting)
+                    typer.echo(f"a plan waits: instahide node plan show {node} {waiting[:SHORT]}")
                 if not worker.is_running:
                     typer.echo("the site worker ended; starting it again", err=True)
                     worker = start_worker(folder)

@@ -91,7 +91,7 @@ class PlanBook:
         """
         if self.knows(plan):
             return
-        if sum(entry.status == PENDING for entry in self.entries()) >= MAX_PENDING:
+        if len(self.pending()) >= MAX_PENDING:
             raise AwaitingApprovalError(
                 f"the plan {plan.short} cannot be looked at yet: {MAX_PENDING} others wait at this site",
                 hint="at the site: instahide node plan list NODE, then approve or reject what waits",
@@ -113,6 +113,12 @@ class PlanBook:
         names = [path.name for path in self._folder.glob(f"*{_SUFFIX}") if path.name.count(".") == 1]
         found = [self._entry(name.removesuffix(_SUFFIX)) for name in names]
         return sorted(found, key=lambda entry: (entry.seen_at, entry.plan.sha256), reverse=True)
+
+    def pending(self) -> set[str]:
+        """Hashes of the plans that wait, by the names of the files: cheap enough to ask every second."""
+        names = {path.name for path in self._folder.glob(f"*{_SUFFIX}") if path.name[0] != "."}
+        decided = {name.removesuffix(_DECISION) for name in names if name.endswith(_DECISION)}
+        return {name.removesuffix(_SUFFIX) for name in names if not name.endswith(_DECISION)} - decided
 
     def find(self, prefix: str) -> PlanEntry:
         """The one plan whose hash begins with ``prefix``; for "", the one that waits.

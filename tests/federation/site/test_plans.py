@@ -41,6 +41,7 @@ def test_an_unknown_plan_is_written_down_and_waits(book: PlanBook, tmp_path: Pat
     assert plan().short in caught.value.message
     assert "instahide node plan" in caught.value.hint
     [entry] = book.entries()
+    assert book.pending() == {plan().sha256}
     assert (entry.plan, entry.status, entry.by) == (plan(), PENDING, "")
     assert (tmp_path / "plans").stat().st_mode & 0o777 == 0o700
     with pytest.raises(AwaitingApprovalError):
@@ -55,6 +56,7 @@ def test_an_approved_plan_is_served_and_a_changed_one_waits(book: PlanBook) -> N
     with pytest.raises(AwaitingApprovalError):
         book.check(plan(**{"local-epochs": 2}))
     assert [entry.status for entry in book.entries()] == [PENDING, APPROVED]
+    assert book.pending() == {book.entries()[0].plan.sha256}
     assert book.entries()[1].by == "Dr. No"
 
 
