@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -162,11 +163,19 @@ def _decide(
 ) -> None:
     from ..node_plans import decide
 
-    entry = decide(folder, book, plan, decision, by=by or getpass.getuser())
+    entry = decide(folder, book, plan, decision, by=by or _user())
     if output is OutputFormat.json:
         print_json(_summary(entry))
         return
     typer.echo(f"plan {entry.plan.short} of run {entry.plan.run_name}: {entry.status} by {entry.by}")
+
+
+def _user() -> str:
+    """This user of the machine, by name where the machine has names."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"user {os.getuid()}"
 
 
 def _summary(entry: PlanEntry) -> dict[str, Any]:
