@@ -157,6 +157,8 @@ class _Job:
 
     @classmethod
     def begin(cls, folder: Path, settings: dict[str, Any]) -> _Job:
+        for piece in folder.glob(f".{JOB_FILE}.*.partial"):  # of a job killed before it had begun
+            piece.unlink()
         names = {entry.name for entry in folder.iterdir()}
         if JOB_FILE in names:
             raise InvalidInputError(

@@ -96,7 +96,7 @@ _MODES = {
 
 
 def _settings(config: RunConfig) -> str:
-    hidden = {"run-directory", "resume"}
+    hidden = {"run-directory", "audit-folder", "resume"}
     if config.differential_privacy == "none":
         hidden |= {"noise-multiplier", "max-grad-norm", "target-delta", "target-epsilon"}  # nothing has one
     shown = {key: value for key, value in config.to_mapping().items() if key not in hidden}

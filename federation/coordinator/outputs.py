@@ -66,6 +66,7 @@ class RunDirectory:
                 f"there is no folder {self.path}", hint="`instahide coordinator run` makes one"
             )
         self._lock = _take_lock(self.path / ".lock")
+        _clear_pieces(self.path, self.path / "checkpoints")
         self.checkpoints = CheckpointStore(self.path / "checkpoints", config)
         if not config.resume and self.checkpoints.rounds():
             os.close(self._lock)
@@ -210,6 +211,18 @@ def _take_lock(path: Path) -> int:
             f"{path.parent} is in use by the coordinator with process id {holder or 'unknown'}",
             hint="stop that run, or choose another run-directory",
         ) from problem
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, str(os.getpid()).encode())
+    try:
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, str(os.getpid()).encode())
+    except OSError:  # a full disk
+        os.close(descriptor)
+        raise
     return descriptor
+
+
+def _clear_pieces(*folders: Path) -> None:
+    """Remove what writers left that were killed half way; under the lock there is no other writer."""
+    for folder in folders:
+        for pattern in (".*.partial", ".tmp*"):  # ours, and safetensors'
+            for piece in folder.glob(pattern):
+                piece.unlink(missing_ok=True)

@@ -72,7 +72,11 @@ def _reason(problem: BaseException) -> dict[str, str]:
         return {"reason": problem.message, "hint": problem.hint}
     if isinstance(problem, KeyboardInterrupt | SystemExit):
         return {"reason": "interrupted", "hint": "resume the run to go on after its last checkpoint"}
-    return {"reason": f"{type(problem).__name__}: {problem}", "hint": ""}
+    hint = "check the coordinator's disk and its free space, then resume the run"
+    return {
+        "reason": f"{type(problem).__name__}: {problem}",
+        "hint": hint if isinstance(problem, OSError) else "",
+    }
 
 
 class _Run:

@@ -174,6 +174,12 @@ class Service:
             return self._refusal(error.message, error.hint)
         except MemoryError:
             return self._refusal("the site ran out of memory", "a smaller batch-size or model may fit")
+        except OSError as error:
+            logger.warning("a request failed: %s", describe_fault(error))
+            return self._refusal(
+                f"the site cannot read or write its own files ({error.strerror or type(error).__name__})",
+                "at the site: check the disk of the state folder and its free space",
+            )
         except BaseException as error:  # a SystemExit in the work must not end the conversation
             logger.warning("a request failed: %s", describe_fault(error))
             return self._refusal(
