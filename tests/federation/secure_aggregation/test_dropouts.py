@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from federation.secure_aggregation import RoundAbortedError
@@ -13,7 +13,7 @@ from .malice import unmask_request
 from .parties import assert_exact, parties, session_of
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_every_pattern_of_dropouts_gives_the_exact_sum_or_no_share_at_all(data: st.DataObject) -> None:
     num_sites = data.draw(st.integers(2, 7), label="sites")

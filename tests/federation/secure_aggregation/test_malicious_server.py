@@ -389,6 +389,19 @@ def test_a_site_that_sees_two_stories_leaves_the_session() -> None:
             call()
 
 
+def test_different_participants_for_one_attempt_are_a_contradiction_too() -> None:
+    group = parties(5)
+    group.round(1, lost_before_report=["site-004"])
+    request = group.server.start_round(2)
+    survivors = group.roster.to_bits(group.names[:4])
+    position = Position(1, 1, survivors)  # as if site-004 had not been asked
+    other = SurvivorStatement.sign(
+        group.identities["site-003"], group.server._transcript, position, survivors
+    )
+    with pytest.raises(ContradictionError, match="told site-000 and site-003"):
+        group.sites["site-000"].accept(replace(request, statements=(other.to_bytes(group.roster),)))
+
+
 def test_two_stories_among_others_are_seen_by_a_site_that_answered_neither() -> None:
     group = parties(5)
     group.round(1, lost_before_answer=["site-000"])

@@ -6,7 +6,7 @@ import itertools
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from federation.secure_aggregation import AggregationParameters, Roster, SiteIdentity
@@ -100,7 +100,7 @@ def test_the_order_in_which_sites_are_listed_does_not_matter() -> None:
     assert roster_of(4, identities=dict(reversed(keys.items()))).digest == roster_of(4).digest
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_sets_of_sites_survive_as_bits(data: st.DataObject) -> None:
     num_sites = data.draw(st.integers(2, 40))

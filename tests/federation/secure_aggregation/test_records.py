@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from federation.secure_aggregation import (
@@ -119,7 +119,7 @@ def test_every_shortened_message_is_refused() -> None:
             type(record).from_bytes(data + b"\0")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(0, 7), st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=4))
 def test_altered_bytes_are_refused_or_read_as_a_record_and_nothing_else_happens(
     which: int, changes: list[tuple[int, int]]
@@ -134,7 +134,7 @@ def test_altered_bytes_are_refused_or_read_as_a_record_and_nothing_else_happens(
     assert KINDS[which].from_bytes(record.to_bytes()) == record
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(0, 7), st.binary(max_size=200))
 def test_random_bytes_are_refused(which: int, data: bytes) -> None:
     with pytest.raises(InvalidInputError):

@@ -7,7 +7,7 @@ import os
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from federation.secure_aggregation import shamir
@@ -61,7 +61,7 @@ def test_shares_are_the_polynomials_values() -> None:
             assert row[place] == share_of(secret[place], own, point)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_any_threshold_of_shares_gives_the_secret_and_every_other_share(data: st.DataObject) -> None:
     threshold = data.draw(st.integers(1, 9))

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from federation.secure_aggregation import (
@@ -207,7 +207,7 @@ def request_for(group: Parties, name: str, reports: dict[str, Report], *statemen
     return replace(unmask_request(group, name, group.names, reports), confirmations=statements)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_with_confirmation_too_every_pattern_of_dropouts_gives_the_exact_sum_or_none(
     data: st.DataObject,
