@@ -3,7 +3,7 @@
 #     make demo     set up, then three hospitals and a coordinator on this machine
 #     make test     set up, then the tests
 #
-# Others: setup, check (lint, format, types), test-slow, test-nightly, coverage, clean.
+# Others: setup, check (lint, format, types), test-slow, test-nightly, chaos (faults, with figures), coverage, clean.
 
 SHELL := /bin/bash
 VENV := .venv
@@ -14,7 +14,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	&& echo $$p && break; done)
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test setup check format test-slow test-nightly coverage clean
+.PHONY: demo test setup check format test-slow test-nightly chaos coverage clean
 
 demo: setup
 	$(BIN)/instahide demo
@@ -50,6 +50,10 @@ test-slow: setup
 
 test-nightly: setup
 	$(PYTEST) -m "slow or nightly or not slow" $(PYTEST_ARGS)
+
+# CHAOS_JSON=FILE keeps the table of what was tried and what survived.
+chaos: setup
+	$(PYTEST) tests/chaos -p no:randomly -m "nightly or not nightly" $(if $(CHAOS_JSON),--chaos-json $(CHAOS_JSON)) $(PYTEST_ARGS)
 
 coverage: setup
 	$(BIN)/coverage run -m pytest $(PYTEST_ARGS)
