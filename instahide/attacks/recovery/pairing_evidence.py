@@ -4,16 +4,16 @@ Axes: N encodings, n private images.
 
 A fit always finds n images, in noise too. What it finds in noise says nothing about *other* encodings. So
 a tenth of the encodings (60 at least) is put aside, images are estimated from the rest, and each of those
-put aside is asked how much better two of the images explain it than public images alone::
+put aside is asked how much better two of the images explain it than two images nobody has seen::
 
-    gain(y) = log [ mean over pairs, signs, coefficients of p(y | λ·u_i + λ'·u_j) / p(y | public only) ]   (1)
+    gain(y) = log [ p(y | two of the images found) / p(y | two unknown images) ]                       (1)
 
-in nats, with the uncertainty of u in the likelihood, so that the mean gain of images that are not inside
-is not positive as far as the model holds. It holds only for mixtures of images: in noise the steps before
-it see patterns of their own making. So encodings must first look like mixtures: neighbouring magnitudes
-|e| agree (:func:`smoothness`), at least half as much as in mixtures of public images. And what is
-found must not be public: with a small pool, public images are in many encodings too
-(:func:`share_public`).
+in nats (:mod:`.pairing_predictive`). Images that are not inside explain nothing, so that their mean gain is
+not positive as far as the model holds. Where few encodings are put aside, two such parts are, one after
+the other (cross-fitting). The model holds only for mixtures of images: in noise the steps before it see
+patterns of their own making. So encodings must first look like mixtures: neighbouring magnitudes |e| agree
+(:func:`smoothness`), at least half as much as in mixtures of public images. And what is found must not be
+public: with a small pool, public images are in many encodings too (:func:`share_public`).
 
 The same gain is measured on a *null*, mixtures of public images of which none occurs twice, and on
 *canaries*, public images encoded as the private ones would be: how much this attack would have found.
@@ -30,13 +30,15 @@ import torch
 from ...encoder_config import EncoderConfig
 from .pairing import class_candidates, find_pairing
 from .pairing_features import Features
-from .pairing_model import Vectors, assign
+from .pairing_model import Vectors
+from .pairing_predictive import log_bayes_factors
 from .pairing_seeds import alike
 from .pairing_slots import label_slots, pair_coefficients, single_coefficients
 from .pairing_unlabelled import likely_pairs
 
 HELD_OUT = 0.1
 MIN_HELD_OUT = 60  # but not more than a quarter
+ENOUGH_HELD_OUT = 100  # with fewer, another part is put aside after the first
 SIGMAS = 5.0
 RANK_SIGMAS = 4.0  # ranks have no heavy tails: one false alarm in 30,000
 MIN_SMOOTHNESS = 0.5  # of that of public mixtures
@@ -89,13 +91,31 @@ def held_out_gain(
     seed: int = 0,
 ) -> Gain:
     """Equation (1) for images paired from nine tenths of the encodings."""
-    held, rest = _split(len(features.values), seed)
+    gains = [
+        _gains(features, labels, config, scheme, num_private_images, held, rest, seed)
+        for held, rest in _splits(len(features.values), seed)
+    ]
+    return Gain.of(torch.cat(gains))
+
+
+def _gains(
+    features: Features,
+    labels: torch.Tensor | None,
+    config: EncoderConfig,
+    scheme: str,
+    num_private_images: int,
+    held: torch.Tensor,
+    rest: torch.Tensor,
+    seed: int,
+) -> torch.Tensor:
+    """Equation (1) of the rows ``held`` for images paired from the rows ``rest``."""
+    n = min(num_private_images, len(rest))  # at one release an image may be in no row but those put aside
     pairing = find_pairing(
         features.subset(rest),
         None if labels is None else labels[rest],
         config,
         scheme,
-        num_private_images,
+        n,
         seed=seed,
         restarts=1,
     )
@@ -108,21 +128,22 @@ def held_out_gain(
             singles, pairs = single_coefficients(config, scheme), pair_coefficients(config, scheme)
             groups = [likely_pairs(shown, singles, pairs, vectors)]
             # Only the likeliest images are summed over, but all were possible.
-            n, m = num_private_images, groups[0].first.shape[1]
+            m = groups[0].first.shape[1]
             skipped = math.log(n * (n - 1) / (m * (m - 1)))
         else:
             slots = label_slots(labels[rest], config, scheme)
             own = label_slots(labels[held], config, scheme)
-            groups = class_candidates(own, labels.shape[1], num_private_images, sizes_from=slots)
+            groups = class_candidates(own, labels.shape[1], n, sizes_from=slots)
             skipped = 0.0
-        return Gain.of(assign(shown, groups, vectors).log_evidence - skipped)
+        return log_bayes_factors(shown, groups, vectors) - skipped
 
 
-def _split(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows put aside and the rest."""
+def _splits(count: int, seed: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Rows put aside and the rest, once or twice."""
     order = torch.from_numpy(np.random.default_rng(seed).permutation(count))
     size = max(1, int(HELD_OUT * count), min(MIN_HELD_OUT, count // 4))
-    return order[:size], order[size:]
+    starts = [0] if size >= ENOUGH_HELD_OUT else [0, size]
+    return [(order[at : at + size], torch.cat([order[:at], order[at + size :]])) for at in starts]
 
 
 def smoothness(encodings: torch.Tensor) -> float:

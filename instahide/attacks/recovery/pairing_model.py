@@ -150,7 +150,7 @@ def assign(features: Features, groups: list[Candidates], vectors: Vectors) -> As
     coefficients, probability = torch.zeros(N, 2), torch.zeros(N, 2)
     evidence = torch.zeros(N)
     for block in (block for group in groups for block in group.blocks()):
-        states = _states(features, block, vectors, 1.0, True)
+        states = state_posteriors(features, block, vectors, 1.0, True)
         R = states.responsibility.sum(4)  # (B, M, M', G)
         pairs = R.sum(3)
         left, right = (R * block.coefficients[:, None, None, :, k] for k in (0, 1))
@@ -169,7 +169,7 @@ def assign(features: Features, groups: list[Candidates], vectors: Vectors) -> As
 
 
 @dataclass(eq=False)
-class _States:
+class StatePosteriors:
     """(B, M, M', G, 2) responsibilities of (i, j, g, ρ), and E[s] given each state."""
 
     responsibility: torch.Tensor
@@ -177,7 +177,10 @@ class _States:
     log_evidence: torch.Tensor
 
 
-def _states(features: Features, block: Candidates, vectors: Vectors, power: float, tied: bool) -> _States:
+def state_posteriors(
+    features: Features, block: Candidates, vectors: Vectors, power: float, tied: bool
+) -> StatePosteriors:
+    """All states of all rows of ``block``, likelihoods raised to ``power``; ``tied``: ρ = 1."""
     first, second = block.first.clamp(min=0), block.second.clamp(min=0)
     y = features.values[block.rows] / features.noise_variance
     along = y @ vectors.mean.T  # (B, n) ⟨y, u⟩
@@ -202,8 +205,10 @@ def _states(features: Features, block: Candidates, vectors: Vectors, power: floa
     log_states = log_states.masked_fill(wrong, -torch.inf)
     possible = (~wrong).expand_as(log_states).flatten(1).sum(1)
     total = log_states.flatten(1).logsumexp(1)
+    # A row no pair of images can be in (two of a class that was taken to have one) tells nothing.
+    total = torch.where(possible > 0, total, torch.zeros(()))
     responsibility = (log_states - total[:, None, None, None, None]).exp()
-    return _States(responsibility, sign, total - possible.log())
+    return StatePosteriors(responsibility, sign, total - possible.clamp(min=1).log())
 
 
 def log_cosh(t: torch.Tensor) -> torch.Tensor:
@@ -218,7 +223,7 @@ def _expectation(
     n = len(vectors.mean)
     sums = _Sums(torch.zeros(len(features.values), n), torch.zeros(n, n), torch.zeros(n), torch.zeros(n, n))
     for block in blocks:
-        states = _states(features, block, vectors, power, tied)
+        states = state_posteriors(features, block, vectors, power, tied)
         _add(sums, block, states)
     target = sums.uses.sum() / n
     vectors.prices.sub_(PRICE_STEP * torch.log(sums.uses.clamp(min=1e-3 * float(target)) / target))
@@ -226,7 +231,7 @@ def _expectation(
     return sums
 
 
-def _add(sums: _Sums, block: Candidates, states: _States) -> None:
+def _add(sums: _Sums, block: Candidates, states: StatePosteriors) -> None:
     n = len(sums.uses)
     first, second = block.first.clamp(min=0), block.second.clamp(min=0)
     a, b = block.coefficients[:, None, None, :, 0, None], block.coefficients[:, None, None, :, 1, None]

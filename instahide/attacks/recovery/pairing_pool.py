@@ -9,11 +9,15 @@ encoding alone (:mod:`instahide.attacks.public_sources`), and they settle most o
 
 is nearly free of the noise that :mod:`.pairing_features` has to average away over many releases. It is
 whitened and calibrated in the same way, on mixtures with images of the same pool.
+
+A pool that was not mixed in yields nothing and cannot be taken out. How many of its images are found in the
+release is compared with how many are found in the attacker's own mixtures with it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -37,8 +41,12 @@ def features_without_pool(
     *,
     seed: int = 0,
     progress: Callable[..., None] | None = None,
-) -> Features:
-    """Features of ``release`` with the images of ``pool`` taken out as far as they are identified."""
+) -> tuple[Features, float]:
+    """Features of ``release`` with the images of ``pool`` taken out as far as they are identified.
+
+    Returns:
+        the features, and images found in an encoding of ``release``, per image found in own mixtures.
+    """
     config, scheme = release.config, release.scheme
     public = to_unit_range(release.public_images.images)
     prior = image_prior(public)
@@ -51,7 +59,7 @@ def features_without_pool(
     parts = weights[:, :, None, None, None] * sources
     simulated = simulator.rounded(parts.sum(1))
     both = torch.cat([simulated, release.encodings]).abs()
-    view = AttackerView(both, None, config, scheme, release.public_images, pool)
+    view = replace(release, encodings=both, labels=None, public_pool=pool)
     found = identify_public_sources(
         view, pool=pool, signed=sign_recovery(both, network).mean, progress=progress
     )
@@ -71,4 +79,6 @@ def features_without_pool(
     expected = float(np.square(law[:, : config.num_private]).sum(1).mean())
     total = values.square().mean(0)
     noise = (total - expected * slope.square()).clamp(min=0.05 * total)
-    return Features(values, slope, noise, prior, False)
+    identified = (found.rows >= 0).mean(axis=1)
+    share = identified[NUM_SIMULATED:].mean() / max(identified[:NUM_SIMULATED].mean(), 1e-3)
+    return Features(values, slope, noise, prior, False), float(share)

@@ -22,7 +22,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ from numpy.typing import NDArray
 
 from ...encoder_config import EncoderConfig
 from ...errors import InvalidInputError
+from ...images import ImageSet
 from ...mixing import to_unit_range
 from ..cost import Cost
 from ..view import AttackerView
@@ -49,6 +51,7 @@ TRAINING_SHARE = 0.5  # of a budget
 SMOOTHNESS_SAMPLE = 512
 MAX_PUBLIC = 20_000
 MAX_WITHOUT_POOL = 2_000  # encodings: beyond, pairs are found without the pool, and searching it is slow
+MIN_FOUND = 0.25  # of the pool images found in own mixtures; with less the pool is not the one mixed in
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,6 +123,7 @@ class Recovery:
         evidence: in tier decode, the z-score of :class:`.decode.DecodedImages`.
         smoothness: of the encodings' magnitudes relative to public mixtures.
         public_share: share of what was found that is public.
+        pool_taken_out: whether the known pool was found in the encodings, and pairs without it.
         decoded: everything else the decoder says.
         cost: of all of it, checks included.
         seconds: processor seconds by step.
@@ -135,6 +139,7 @@ class Recovery:
     evidence: float | None
     smoothness: float
     public_share: float
+    pool_taken_out: bool
     decoded: DecodedImages = field(repr=False)
     cost: Cost = field(repr=False)
     seconds: dict[str, float]
@@ -185,6 +190,7 @@ class _Attack:
         self.public = to_unit_range(self.release.public_images.images[:MAX_PUBLIC])
         self.network: SignNetwork | None = None
         self.features: Features | None = None
+        self.pool: ImageSet | None = None  # taken out before pairs are found
         self.pairing: Pairing | None = None
         self.gain: Gain | None = None
         self.null: Gain | None = None
@@ -217,13 +223,12 @@ class _Attack:
     def pair(self) -> None:
         """Features and the pairing."""
         release = self.release
-        self.features = self.features_of(release.encodings)
-        few = len(release.encodings) <= MAX_WITHOUT_POOL
-        if release.public_pool is not None and self.network is not None and few:
-            with torch.inference_mode():
-                self.features = features_without_pool(
-                    release, release.public_pool, self.network, seed=self.seed, progress=self.progress
-                )
+        if len(release.encodings) <= MAX_WITHOUT_POOL and self.network is not None:
+            self.pool = release.public_pool
+        self.features, found = self._features_and_found(release.encodings)
+        if found < MIN_FOUND:
+            self.pool = None
+            self.features = self.features_of(release.encodings)
         self.pairing = find_pairing(
             self.features,
             self.view.labels,
@@ -240,17 +245,18 @@ class _Attack:
 
     def features_of(self, encodings: torch.Tensor) -> Features:
         """What is compared, for any encodings under the law."""
+        return self._features_and_found(encodings)[0]
+
+    def _features_and_found(self, encodings: torch.Tensor) -> tuple[Features, float]:
         release = self.release
+        options: dict[str, Any] = {"seed": self.seed, "progress": self.progress}
         with torch.inference_mode():
-            return mixture_features(
-                encodings,
-                self.public,
-                release.config,
-                release.scheme,
-                network=self.network,
-                seed=self.seed,
-                progress=self.progress,
-            )
+            if self.pool is not None:
+                assert self.network is not None
+                shown = replace(release, encodings=encodings, labels=None)
+                return features_without_pool(shown, self.pool, self.network, **options)
+            law = (release.config, release.scheme)
+            return mixture_features(encodings, self.public, *law, network=self.network, **options), 1.0
 
     def decode(self, max_seconds: float | None) -> None:
         """Images from the pairing."""
@@ -284,10 +290,11 @@ class _Attack:
         self.gain = held_out_gain(self.features, self.view.labels, *law, n, seed=self.seed)
         self.public_share = share_public(self.features, self.pairing.vectors.mean, self.public)
         if checks:
-            count = len(release.encodings)
-            self.null = null_gain(self.features_of, self.public, count, self.view.labels, *law, n, self.seed)
+            pool = None if self.pool is None else to_unit_range(self.pool.images)
+            given = (len(release.encodings), self.view.labels, *law, n, self.seed)
+            self.null = null_gain(self.features_of, self.public, *given, pool)
             images = release.public_images.images[:MAX_PUBLIC]
-            self.canaries = canary_gain(self.features_of, images, count, self.view.labels, *law, n, self.seed)
+            self.canaries = canary_gain(self.features_of, images, *given, self.pool)
         self._lap("judging")
 
     def relative_smoothness(self) -> float:
@@ -325,6 +332,7 @@ class _Attack:
             evidence=self.decoded.evidence if self.view.tier == "decode" else None,
             smoothness=smooth,
             public_share=self.public_share,
+            pool_taken_out=self.pool is not None,
             decoded=self.decoded,
             cost=cost,
             seconds=self.seconds,

@@ -60,6 +60,7 @@ def recovery_result(
         settings={
             "tier": view.tier,
             "pool_known": view.release.public_pool is not None,
+            "pool_taken_out": recovery.pool_taken_out,
             "num_encodings": len(view.release.encodings),
             "num_private_images": view.num_private_images,
             "scheme": view.release.scheme,
