@@ -24,8 +24,16 @@ class Method(StrEnum):
 
     auto = "auto"
     analytic = "analytic"
+    traps = "traps"
     lbfgs = "lbfgs"
     cosine = "cosine"
+
+
+class TrapKind(StrEnum):
+    """How a crafted first layer isolates inputs."""
+
+    units = "units"
+    bins = "bins"
 
 
 class Statistics(StrEnum):
@@ -54,6 +62,12 @@ def update_inversion(
     model: Annotated[
         str | None,
         typer.Option(help="Network, if the file does not name it; with --settings: mlp.", metavar="NAME"),
+    ] = None,
+    trap_weights: Annotated[
+        TrapKind | None,
+        typer.Option(
+            help="With --settings: the server sends crafted weights.", show_default="honest weights"
+        ),
     ] = None,
     public: Public = None,
     truth: Annotated[
@@ -85,7 +99,8 @@ def update_inversion(
     update/NAME or after/NAME, and settings as JSON text: {"model": {"name": "mlp",
     "image_shape": [1, 28, 28], "num_classes": 10}, "training": {"num_images": 4}}.
     With --checkpoints the update is the difference of two round checkpoints; with
-    --settings it is one gradient, made here, of a new network on new encodings.
+    --settings it is one gradient, made here, of a new network on new encodings;
+    --trap-weights makes that network one a malicious coordinator would send.
     DIR/recovered.npz gets images (m,C,H,W) in [-1,1], labels (m,K) and verified (m).
 
     Exit codes: 0 measured · 2 wrong input · 3 leaks, with --fail-on-leak ·
@@ -102,11 +117,16 @@ def update_inversion(
             "give one of --update, --checkpoints and --settings",
             hint="--update FILE, --checkpoints RUN-DIRECTORY, or --settings FILE",
         )
+    if trap_weights is not None and settings is None:
+        raise InvalidInputError(
+            "--trap-weights crafts the network of --settings",
+            hint="an update of weights that were crafted elsewhere is read with --method traps",
+        )
     images: torch.Tensor | None = None
     labels: torch.Tensor | None = None
     with progress_bar("reading"):
         if settings is not None:
-            view, images, labels = _of_settings(settings, model or "mlp", num_images)
+            view, images, labels = _of_settings(settings, model or "mlp", num_images, trap_weights)
         else:
             view = _read(update, checkpoints, server_round, model, public)
         if truth is not None:
@@ -117,7 +137,7 @@ def update_inversion(
             hint=f"{view.num_images} images of {view.image_shape} are behind this update",
         )
     plan = InversionSettings(
-        method=method.value,
+        method=Method.traps.value if trap_weights is not None else method.value,
         restarts=restarts,
         iterations=iterations,
         steps=steps,
@@ -164,10 +184,13 @@ def _read(
     return replace(view, public_images=read_public_images(public, view.image_shape))
 
 
-def _of_settings(path: Path, model: str, num_images: int) -> tuple[UpdateView, torch.Tensor, torch.Tensor]:
+def _of_settings(
+    path: Path, model: str, num_images: int, traps: TrapKind | None
+) -> tuple[UpdateView, torch.Tensor, torch.Tensor]:
     """(view, inputs, labels) of one gradient on the first encodings of a release as the file says."""
     from instahide.attacks.settings import read_settings, rehearse
-    from instahide.attacks.update_inversion import LocalTraining, build_network, observe
+    from instahide.attacks.update_inversion import LocalTraining, build_network, observe, set_traps
+    from instahide.encoder import Encoder
     from instahide.models import MODEL_NAMES
 
     made = rehearse(read_settings(path))
@@ -181,6 +204,11 @@ def _of_settings(path: Path, model: str, num_images: int) -> tuple[UpdateView, t
         absolute_input=masked and model in MODEL_NAMES,
     )
     inputs, labels = encoded.images[:num_images].float(), encoded.labels[:num_images].float()
+    if traps is not None:
+        # Encodings of other images by the same law: what a server can make itself.
+        others = Encoder(encoded.config, private=made.others, public=made.replica.public)
+        stand_ins = others.encode_epoch().images.float()
+        network = set_traps(network, stand_ins, num_images=len(inputs), kind=traps.value)
     plan = LocalTraining(num_images=len(inputs))
     similar = made.replica.public or made.others
     view = observe(network, inputs, labels, plan, sign_masked=masked, public_images=similar)

@@ -17,10 +17,12 @@ from .local_update import observe
 from .networks import NETWORK_NAMES, build_network
 from .released import view_of_recovered
 from .round_checkpoints import read_round_checkpoints
+from .trap_weights import TRAP_KINDS, read_traps, set_traps
 from .view import Defence, LocalTraining, UpdateView
 
 __all__ = [
     "NETWORK_NAMES",
+    "TRAP_KINDS",
     "Defence",
     "Inversion",
     "InversionSettings",
@@ -32,9 +34,11 @@ __all__ = [
     "invert",
     "observe",
     "read_round_checkpoints",
+    "read_traps",
     "read_truth",
     "read_update",
     "securely_aggregated",
+    "set_traps",
     "view_of_recovered",
     "write_update",
 ]

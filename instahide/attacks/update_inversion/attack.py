@@ -124,7 +124,9 @@ def assumptions(view: UpdateView, settings: InversionSettings) -> tuple[str, ...
     lines = [
         "the attacker sees the weights before and the "
         + ("gradient" if view.kind == "gradient" else "weights after the site's training"),
-        "the attacker knows the architecture and follows the protocol (no malicious weights)",
+        "the attacker chose the weights sent (trap weights) and follows the protocol otherwise"
+        if settings.method == "traps"
+        else "the attacker knows the architecture and follows the protocol (no malicious weights)",
         f"the attacker knows that {view.num_images} images are behind it",
         "the labels are given" if view.labels is not None else "the labels are not given",
     ]

@@ -9,6 +9,8 @@ The order of attempts (``method="auto"``):
 3. a smooth network: L-BFGS on pixels (``deep_leakage.py``);
 4. anything else: cosine distance and total variation (``cosine.py``).
 
+``method="traps"`` reads an update of weights that the server crafted (``trap_weights.py``).
+
 **Believing it without the truth.** Images of route 1 carry their own proof. For the others two things are
 asked. (a) The *unexplained share* of the update must be clearly below what the same attack reaches on an
 update of pure noise with the same tensor norms, which no image explains. (b) Restarts from independent
@@ -34,9 +36,10 @@ from .labels import infer_hard_labels, labels_from_images
 from .local_update import Simulator
 from .objective import Objective, running_statistics
 from .sparse_batch import MAX_ROUNDS
+from .trap_weights import read_traps
 from .view import BatchStatistics, UpdateView
 
-METHODS = ("auto", "analytic", "lbfgs", "cosine")
+METHODS = ("auto", "analytic", "traps", "lbfgs", "cosine")
 STATISTICS = ("none", "running", "exact")
 SMOOTH = (nn.Sigmoid, nn.Tanh, nn.Softplus, nn.GELU, nn.SiLU, nn.ELU)
 MAX_UNROLLED_STEPS = 12
@@ -51,7 +54,7 @@ class InversionSettings:
     """The attacker's choices.
 
     Args:
-        method: ``"auto"``, ``"analytic"``, ``"lbfgs"`` or ``"cosine"``.
+        method: ``"auto"``, ``"analytic"``, ``"traps"``, ``"lbfgs"`` or ``"cosine"``.
         restarts: from independent noise; two or more, or agreement cannot be judged.
         iterations: of L-BFGS in each restart.
         steps: of Adam in each restart.
@@ -159,6 +162,8 @@ def _invert(
     smooth = any(isinstance(module, SMOOTH) for module in view.model.modules())
     if all(not value.any() for value in view.observed.values()):
         raise InvalidInputError("the update is zero everywhere", hint="nothing was trained, or not captured")
+    if method == "traps":
+        return _from_recovery(view, read_traps(view))
     if method in ("auto", "analytic") and (method == "analytic" or first_dense_layer(view) is not None):
         budget = Budget(max_seconds)
         recovery = recover_from_first_layer(

@@ -89,6 +89,24 @@ def test_settings_make_encodings_and_one_gradient_on_them(
     assert "absolute value" in said["verdict"]
 
 
+def test_settings_with_trap_weights_measure_a_coordinator_that_crafts_its_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    digits = digit_images(0, 400)
+    np.savez(tmp_path / "digits.npz", x=digits.images, y=digits.labels)
+    (tmp_path / "law.toml").write_text('[data]\nprivate = "digits.npz"\nnum-private-images = 40\n')
+    words = ("--settings", tmp_path / "law.toml", "--num-images", 40, "--no-rehearse", "--format", "json")
+    assert attack(*words, "--trap-weights", "units") == 0
+    said = json.loads(capsys.readouterr().out)
+    # 32 of 40 in theory (alone_in_theory); encodings of 64 values fire less evenly.
+    assert said["metrics"]["exact_share"] > 0.2
+    assert any("chose the weights sent" in line for line in said["assumptions"])
+
+
+def test_trap_weights_are_for_settings_only(captured: Path) -> None:
+    assert attack("--update", captured / "u.npz", "--trap-weights", "units") == 2
+
+
 def test_wrong_words_are_refused(captured: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert attack() == 2
     assert attack("--update", captured / "u.npz", "--checkpoints", captured) == 2
