@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from federation.accounting import PrivacyCap, PrivacyEvent, epsilon_of
 from federation.messages import SiteReply
 from federation.privacy_ledger import LEDGER_NAME, PrivacyLedger
 from federation.site import privacy_budget, round_task
+from federation.site.policy import load_policy
 from federation.site.round_task import CancelledTaskError
 from instahide.dp_training import train_with_dp
 
@@ -275,6 +277,15 @@ def test_a_ledger_damaged_while_the_site_runs_stops_training(site: Site) -> None
     kind, reason = why(ask(site, 2))
     assert kind == "error"
     assert "privacy ledger" in reason
+
+
+def test_the_policy_in_the_privacy_officers_page_is_one_that_a_site_reads(tmp_path: Path) -> None:
+    page = Path(__file__).parents[3] / "federation" / "DIFFERENTIAL_PRIVACY.md"
+    [text] = re.findall(r"^```toml\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    (tmp_path / "policy.toml").write_text(text)
+    policy = load_policy(tmp_path / "policy.toml")
+    assert policy.dp_required
+    assert policy.max_epsilon == 8.0
 
 
 # --- the worker itself ----------------------------------------------------------------------------------
