@@ -1,12 +1,13 @@
-"""Seconds a round, ours and a plain Flower app, side by side in one run on this machine.
+"""Seconds a round, ours with less and more protection and a plain Flower app, in one run on this machine.
 
 Three hospitals hold the same parts of scikit-learn's digits and train the same small CNN for one
 local epoch a round, over TLS with node keys. Ours is the product as it ships: gateway, nodes with
-their relay, site workers, every update validated, a checkpoint every round. Plain is Flower as in
-its tutorials: stock SuperLink and SuperNodes (subprocess isolation), stock FedAvg, torch imported
-by the ClientApp, no gateway, no checks, no checkpoint. Neither evaluates. Printed: the median
-seconds a round of each, the ratio, and our seconds beyond training (a round's time less the
-slowest worker's). The first round is left out on both sides. Figures worth quoting need a quiet machine.
+their relay, site workers, plans approved, audit logs, every update validated, a checkpoint every
+round; then the same with secure aggregation, with its survivors confirmed, and with encodings, too.
+Plain is Flower as in its tutorials: stock SuperLink and SuperNodes (subprocess isolation), stock
+FedAvg, torch imported by the ClientApp, no gateway, no checks, no checkpoint. None evaluates. Printed:
+the median seconds a round of each, ratios, and our seconds beyond training (a round's time less
+the slowest worker's). First rounds are left out. Figures worth quoting need a quiet machine.
 
     python -m tests.benchmarks.federation [--rounds 6] [--json FILE]      (from the repository root)
 """
@@ -23,9 +24,10 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from federation.demo.data import DemoData, prepare, save_part
-from federation.demo.hospitals import approve_plan, running_federation, wait_until_connected
+from federation.demo.hospitals import Federation, approve_plan, running_federation, wait_until_connected
 from federation.demo.settings import HOSPITALS, DemoSettings
 from federation.flower_processes.bundle import build_bundle, bundle_from_folder
 from federation.flower_processes.control import ControlClient
@@ -41,20 +43,34 @@ PLAIN_APP = Path(__file__).resolve().parent / "plain_flower_app"
 START_SECONDS = 180.0
 
 
-def our_rounds(root: Path, data: DemoData, rounds: int) -> tuple[list[float], list[float]]:
-    """(seconds, seconds beyond training) of each round after the first."""
+SECURE: dict[str, Any] = {"secure-aggregation": True, "reconstruction-threshold": 2}
+PROTECTIONS: dict[str, dict[str, Any]] = {
+    "fedavg": {},
+    "secure-aggregation": SECURE,
+    "confirmed": SECURE | {"confirm-survivors": True},
+    "everything": SECURE | {"confirm-survivors": True, "encoding": "instahide", "absolute-input": True},
+}
+Seconds = tuple[list[float], list[float]]
+
+
+def our_rounds(root: Path, data: DemoData, rounds: int) -> dict[str, Seconds]:
+    """Protection → (seconds, seconds beyond training) of each round after the first."""
     settings = DemoSettings(out=root, num_server_rounds=rounds, local_epochs=1)
     with running_federation(settings, data, say=lambda _: None) as federation:
         wait_until_connected(federation)
-        values = settings.run_settings(name="benchmark", encoded=False) | {"evaluate": False}
-        config = prepare_run(federation.study, values)
-        folder = federation.study.run_folder("benchmark")
-        bundle = build_bundle()
-        approve_plan(federation, config, bundle)
-        run_id = federation.control.submit_run(bundle, config.to_run_config())
-        events: list[dict[str, object]] = []
-        status = follow_run(federation.control, run_id, EventTail(folder / "events.jsonl"), events.append)
-        raise_unless_completed(status, events)
+        return {name: _one_run(settings, federation, name, extra) for name, extra in PROTECTIONS.items()}
+
+
+def _one_run(settings: DemoSettings, federation: Federation, name: str, extra: dict[str, Any]) -> Seconds:
+    values = settings.run_settings(name=name, encoded=False) | {"evaluate": False} | extra
+    config = prepare_run(federation.study, values)
+    folder = federation.study.run_folder(name)
+    bundle = build_bundle()
+    approve_plan(federation, config, bundle)
+    run_id = federation.control.submit_run(bundle, config.to_run_config())
+    events: list[dict[str, object]] = []
+    status = follow_run(federation.control, run_id, EventTail(folder / "events.jsonl"), events.append)
+    raise_unless_completed(status, events)
     rows = [row for row in json.loads((folder / "metrics.json").read_text())["rounds"] if row["round"] > 1]
     return [row["seconds"] for row in rows], [row["overhead-seconds"] for row in rows]
 
@@ -134,19 +150,21 @@ def main() -> None:
     data = prepare(None, HOSPITALS, concentration=0.5, split_seed=7)
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
-        ours, overhead = our_rounds(Path(folder), data, options.rounds)
-    print(f"ours          {statistics.median(ours):7.2f} s a round   {[round(s, 2) for s in ours]}")
-    print(
-        f"  beyond training {statistics.median(overhead):5.2f} s   {[round(s, 2) for s in overhead]}",
-        flush=True,
-    )
+        ours = our_rounds(Path(folder), data, options.rounds)
+    base = statistics.median(ours["fedavg"][0])
+    for name, (seconds, overhead) in ours.items():
+        median, beyond = statistics.median(seconds), statistics.median(overhead)
+        print(f"ours, {name:20s} {median:6.2f} s a round, {beyond:5.2f} s of them beyond training", end="")
+        print(f"   {median / base:4.2f} x fedavg   {[round(s, 2) for s in seconds]}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         plain = plain_rounds(Path(folder), data, options.rounds)
-    ratio = statistics.median(plain) / statistics.median(ours)
     print(f"plain Flower  {statistics.median(plain):7.2f} s a round   {[round(s, 2) for s in plain]}")
-    print(f"ratio         {ratio:7.1f}   ({os.cpu_count()} cores, load at start {load:.1f})")
+    for name in ("fedavg", "everything"):
+        ratio = statistics.median(plain) / statistics.median(ours[name][0])
+        print(f"plain Flower over ours, {name}: {ratio:.1f}")
+    print(f"{os.cpu_count()} cores, load at start {load:.1f}")
     if options.json:
-        figures = {"ours": ours, "beyond-training": overhead, "plain": plain, "ratio": ratio, "load": load}
+        figures = {"ours": ours, "plain": plain, "load": load}
         options.json.write_text(json.dumps(figures, indent=2) + "\n")
 
 
