@@ -117,6 +117,9 @@ class Policy:
     secure_aggregation_required: bool = setting(
         False, bool, "refuse runs in which the coordinator sees this site's single updates"
     )
+    check_initial_weights: bool = setting(
+        True, bool, "refuse a first round from other weights than those of the plan's initialization-seed"
+    )
     plan_approval: bool = setting(
         True, bool, "serve only plans (app bundle and settings of a run) that this site has approved"
     )

@@ -58,7 +58,7 @@ from .plans import AwaitingApprovalError, PlanBook
 from .policy import Policy, load_policy
 from .privacy_budget import SitePrivacy
 from .run_history import RunHistory
-from .weights import check_weights, load_weights, read_weights
+from .weights import check_initial_weights, check_weights, load_weights, read_weights
 
 logger = logging.getLogger(__name__)
 
@@ -169,6 +169,8 @@ class SiteTasks:
                 self._affordable(model, request, policy)  # better said before others count on this site
             return self._session(request, model, policy)
         check_weights(model, request.arrays)
+        if policy.check_initial_weights and request.kind == TRAIN and request.server_round == 1:
+            check_initial_weights(model.spec, request.initialization_seed, request.arrays)
         if request.secure_aggregation:
             self._masked.check(request)
         self._audit.accepted(request, plan, approved=policy.plan_approval)

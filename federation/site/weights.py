@@ -2,6 +2,10 @@
 
 Integer buffers (a batch normalisation's counter) stay at home. What arrives is held against the
 model this site built itself before a single number of it is copied.
+
+The weights of round 1 are public: anyone can draw them from the plan's ``initialization-seed``. A site
+that does so knows that the model it first trains was not crafted to give its images away. It says
+nothing about round 2 and later: an honest model of those may be anything.
 """
 
 from __future__ import annotations
@@ -12,7 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from instahide.errors import InvalidInputError
+from instahide.errors import InvalidInputError, RefusedError
+from instahide.models import ModelSpec, build_from_spec
 
 from ..messages import Arrays
 
@@ -34,6 +39,23 @@ def check_weights(model: torch.nn.Module, arrays: Mapping[str, NDArray[np.float3
             )
         if not np.isfinite(arrays[name]).all():
             raise InvalidInputError(f"the array {name} is not finite", hint="the run has diverged")
+
+
+def check_initial_weights(
+    spec: ModelSpec, initialization_seed: int, arrays: Mapping[str, NDArray[np.float32]]
+) -> None:
+    """Raise RefusedError unless checked ``arrays`` are the weights drawn from the public seed.
+
+    Up to the rounding in which two machines' mathematical libraries may differ.
+    """
+    drawn = read_weights(build_from_spec(spec, initialization_seed))
+    for name, array in drawn.items():
+        if not np.allclose(arrays[name], array, rtol=1e-4, atol=1e-6):
+            raise RefusedError(
+                f"the array {name} of round 1 is not the one drawn from initialization-seed",
+                hint="start from the seeded weights; a study that starts from others needs sites "
+                "whose policies say check-initial-weights = false",
+            )
 
 
 def load_weights(model: torch.nn.Module, arrays: Mapping[str, NDArray[np.float32]]) -> None:

@@ -188,9 +188,9 @@ def _of_settings(
     path: Path, model: str, num_images: int, traps: TrapKind | None
 ) -> tuple[UpdateView, torch.Tensor, torch.Tensor]:
     """(view, inputs, labels) of one gradient on the first encodings of a release as the file says."""
+    from instahide.attacks.replica import make_replica
     from instahide.attacks.settings import read_settings, rehearse
     from instahide.attacks.update_inversion import LocalTraining, build_network, observe, set_traps
-    from instahide.encoder import Encoder
     from instahide.models import MODEL_NAMES
 
     made = rehearse(read_settings(path))
@@ -206,8 +206,8 @@ def _of_settings(
     inputs, labels = encoded.images[:num_images].float(), encoded.labels[:num_images].float()
     if traps is not None:
         # Encodings of other images by the same law: what a server can make itself.
-        others = Encoder(encoded.config, private=made.others, public=made.replica.public)
-        stand_ins = others.encode_epoch().images.float()
+        others = make_replica(made.others, public=made.replica.public, config=encoded.config, releases=1)
+        stand_ins = others.encoded.images.float()
         network = set_traps(network, stand_ins, num_images=len(inputs), kind=traps.value)
     plan = LocalTraining(num_images=len(inputs))
     similar = made.replica.public or made.others

@@ -17,8 +17,10 @@ from federation.site.plans import PlanBook
 from federation.site.privacy_budget import SitePrivacy
 from federation.site.round_task import CancelledTaskError, SiteTasks, learning_rates, one_line
 from federation.site.run_history import RunHistory
+from federation.site.weights import read_weights
 from instahide.exposure import THROUGH_UPDATES, ExposureLedger
 from instahide.images import ImageSet
+from instahide.models import build_model
 
 from .site_examples import UNASKED, digit_images, initial_weights, request, site_audit, site_data
 
@@ -89,7 +91,7 @@ def test_training_returns_other_weights_of_the_same_names_and_all_figures(site: 
 def test_the_incoming_model_is_measured_and_not_the_trained_one(site: Site) -> None:
     """Zero weights give every class the same score: the loss of a plain query is ln 10."""
     zeros = {name: np.zeros_like(array) for name, array in WEIGHTS.items()}
-    assert site.ask(arrays=zeros).metrics["evaluate-loss-plain"] == pytest.approx(np.log(10), abs=1e-6)
+    assert site.ask(2, arrays=zeros).metrics["evaluate-loss-plain"] == pytest.approx(np.log(10), abs=1e-6)
 
 
 def test_rounds_on_one_encoding_learn_the_training_images(site: Site) -> None:
@@ -182,7 +184,7 @@ def changed(**changes: Any) -> Arrays:
     return {name: array for name, array in (WEIGHTS | changes).items() if array is not None}
 
 
-FIRST = next(iter(WEIGHTS))
+FIRST, LAST = next(iter(WEIGHTS)), list(WEIGHTS)[-1]
 
 
 @pytest.mark.parametrize(
@@ -204,6 +206,38 @@ def test_weights_that_are_not_this_models_are_refused(site: Site, arrays: Arrays
     assert said in reason
 
 
+@pytest.mark.parametrize(("name", "place"), [(FIRST, (0, 0)), (LAST, (-1,))])
+def test_a_first_round_from_other_weights_than_the_seeded_ones_is_refused(
+    site: Site, name: str, place: tuple[int, ...]
+) -> None:
+    other = WEIGHTS[name].copy()
+    other[place] += 0.001
+    assert why(site.ask(arrays=changed(**{name: other}))) == (
+        "policy",
+        f"the array {name} of round 1 is not the one drawn from initialization-seed",
+    )
+    assert site.uses() == ({0}, {0})
+    assert site.ask(2, arrays=changed(**{name: other}), evaluate=False).refusal is None
+
+
+def test_the_seed_of_the_request_decides_which_weights_are_the_first(site: Site) -> None:
+    assert "initialization-seed" in why(site.ask(initialization_seed=7))[1]
+    spec = {"image_shape": (1, 8, 8), "num_classes": 10}
+    other = read_weights(build_model("mlp", initialization_seed=7, **spec))
+    assert site.ask(arrays=other, initialization_seed=7, evaluate=False).refusal is None
+
+
+def test_a_hair_of_rounding_between_two_machines_is_no_other_model(site: Site) -> None:
+    nearly = {name: array * np.float32(1 + 1e-6) for name, array in WEIGHTS.items()}
+    assert site.ask(arrays=nearly, evaluate=False).refusal is None
+
+
+def test_a_policy_may_allow_a_study_that_starts_from_other_weights(tmp_path: Path) -> None:
+    site = Site(tmp_path, "check-initial-weights = false\n")
+    zeros = {name: np.zeros_like(array) for name, array in WEIGHTS.items()}
+    assert site.ask(arrays=zeros, evaluate=False).refusal is None
+
+
 def test_a_setting_the_protocol_does_not_know_is_refused(site: Site) -> None:
     mapping = request().to_mapping() | {"pickle": "x"}
     assert "unknown setting 'pickle'" in why(site.tasks.answer("train", mapping, WEIGHTS))[1]
@@ -216,7 +250,7 @@ def test_a_run_about_other_classes_is_refused(site: Site) -> None:
 def test_a_training_that_diverges_sends_no_weights(tmp_path: Path) -> None:
     site = Site(tmp_path, LENIENT)
     huge = {name: np.full_like(array, 1e30) for name, array in WEIGHTS.items()}
-    assert why(site.ask(arrays=huge, encoding="none", evaluate=False))[0] == "error"
+    assert why(site.ask(2, arrays=huge, encoding="none", evaluate=False))[0] == "error"
 
 
 def test_a_fault_in_the_sites_images_is_told_at_home_only(
