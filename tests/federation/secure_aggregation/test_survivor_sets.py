@@ -275,6 +275,17 @@ def test_no_shares_without_the_own_signature_and_those_of_a_threshold() -> None:
     group.answer("site-000", request_for(group, "site-000", reports, *statements[1:]))
 
 
+def test_what_was_confirmed_is_what_is_unmasked() -> None:
+    """All five sign the full set; the request for shares then leaves one of them out."""
+    group, reports = confirming()
+    confirmed(group, group.names)
+    statements = tuple(statement_of(group, name, group.names) for name in group.names)
+    fewer = unmask_request(group, "site-000", group.names[:4], reports)
+    with pytest.raises(RefusedError, match="has not confirmed these survivors"):
+        group.answer("site-000", replace(fewer, confirmations=statements))
+    group.answer("site-000", request_for(group, "site-000", reports, *statements))
+
+
 def test_a_site_signs_one_set_for_an_attempt_and_may_repeat_it() -> None:
     group, _ = confirming()
     request = group.server.confirm_request()
