@@ -17,6 +17,9 @@ from instahide.encoder_config import EncoderConfig
 from instahide.errors import InvalidInputError
 from instahide.images import ImageSet
 
+# Secrets are fresh in every run: a test here may be repeated, and fails if it fails three times.
+pytestmark = pytest.mark.statistical
+
 
 def pictures(count: int, *, seed: int) -> ImageSet:
     """Pictures with detail at every scale: noise whose spectrum falls like that of photographs."""

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import typer
 from typer.testing import CliRunner
 
@@ -13,6 +14,9 @@ from federation.commands.attack.public_sources import public_sources
 from instahide.attacks.replica import make_replica, save_arrays
 from instahide.encoder_config import EncoderConfig
 from instahide.images import ImageSet
+
+# Secrets are fresh in every run: a test here may be repeated, and fails if it fails three times.
+pytestmark = pytest.mark.statistical
 
 
 def pictures(count: int, *, seed: int) -> ImageSet:

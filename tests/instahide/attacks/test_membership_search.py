@@ -14,6 +14,9 @@ from instahide.attacks.replica import make_replica
 from instahide.encoder_config import EncoderConfig
 from instahide.images import ImageSet
 
+# Secrets are fresh in every run: a test here may be repeated, and fails if it fails three times.
+pytestmark = pytest.mark.statistical
+
 DATA = Path(os.environ.get("INSTAHIDE_DATA", Path(__file__).resolve().parents[3] / "../shared/data"))
 needs_photographs = pytest.mark.skipif(
     not (DATA / "images/cifar10_5k.npz").is_file(), reason="the CIFAR-10 file is not here"

@@ -14,6 +14,9 @@ from instahide.encoder_config import EncoderConfig
 from instahide.errors import InvalidInputError
 from instahide.images import ImageSet
 
+# Secrets are fresh in every run: a test here may be repeated, and fails if it fails three times.
+pytestmark = pytest.mark.statistical
+
 DATA = Path(os.environ.get("INSTAHIDE_DATA", Path(__file__).resolve().parents[3] / "../shared/data"))
 CIFAR = DATA / "images/cifar10_5k.npz"
 needs_cifar = pytest.mark.skipif(not CIFAR.is_file(), reason="the CIFAR-10 file is not here")

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from instahide.attacks.implementation_audits.decoded_signs import bits_from_decoding
 from instahide.attacks.implementation_audits.mask_recovery import audit_mask_generator, recover_mask_stream
 from instahide.attacks.implementation_audits.planted import Faults, Planted, plant, smooth_pictures
 from instahide.attacks.implementation_audits.planted_checks import sound_release
 from instahide.encoder_config import EncoderConfig
+
+# Secrets are fresh in every run: a test here may be repeated, and fails if it fails three times.
+pytestmark = pytest.mark.statistical
 
 LEVELS = np.tile((np.arange(256) / 255 - 0.47) / 0.25, (3, 1))
 LAW = EncoderConfig(num_mixed=2, mode="compat")

@@ -9,6 +9,9 @@ from instahide.attacks.implementation_audits.release import Release
 from instahide.attacks.replica import Replica, make_replica
 from instahide.encoder_config import EncoderConfig
 
+# Secrets are fresh in every run: a test here may be repeated, and fails if it fails three times.
+pytestmark = pytest.mark.statistical
+
 
 def replica(mode: str, *, cross: bool, k: int = 4, private: int = 2) -> Replica:
     """80 encodings by the real encoder, with the truth kept."""

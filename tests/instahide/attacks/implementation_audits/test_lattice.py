@@ -17,6 +17,9 @@ from instahide.attacks.implementation_audits.release import Release
 from instahide.encoder_config import EncoderConfig
 from instahide.errors import InvalidInputError
 
+# Secrets are fresh in every run: a test here may be repeated, and fails if it fails three times.
+pytestmark = pytest.mark.statistical
+
 # The published normalisation of CIFAR-10.
 MEAN, STD = np.array([0.4914, 0.4822, 0.4465]), np.array([0.2023, 0.1994, 0.2010])
 PUBLISHED = (np.arange(256)[None, :] / 255 - MEAN[:, None]) / STD[:, None]

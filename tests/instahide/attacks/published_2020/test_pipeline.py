@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,9 @@ from instahide.encoder_config import EncoderConfig
 from instahide.errors import InstaHideError, IntegrityError, InvalidInputError
 from instahide.images import ImageSet
 
+# Secrets are fresh in every run: a test here may be repeated, and fails if it fails three times.
+pytestmark = pytest.mark.statistical
+
 LAW = EncoderConfig(num_mixed=4, num_private=2, mode="compat")
 
 
@@ -46,16 +50,26 @@ def pictures(count: int, seed: int) -> ImageSet:
     return ImageSet((70 + 200 * smooth).clip(0, 255).astype(np.uint8), np.arange(count) % 4)
 
 
-@pytest.fixture(scope="module")
-def replica() -> Replica:
+@lru_cache(maxsize=1)
+def drawn() -> Replica:
     """Sixteen pictures, twenty releases each."""
     return make_replica(pictures(16, 1), public=pictures(400, 2), config=LAW, releases=20)
 
 
-@pytest.fixture(scope="module")
-def networks(replica: Replica) -> Networks:
+@lru_cache(maxsize=1)
+def trained() -> Networks:
     settings = PipelineSettings(pairs=PairNetworkSettings(seconds=2.0))
-    return train_networks(replica.view(pictures(400, 3)), settings)
+    return train_networks(drawn().view(pictures(400, 3)), settings)
+
+
+@pytest.fixture
+def replica() -> Replica:
+    return drawn()
+
+
+@pytest.fixture
+def networks() -> Networks:
+    return trained()
 
 
 def view_of(replica: Replica) -> AttackerView:

@@ -17,6 +17,9 @@ from instahide.errors import InvalidInputError
 from instahide.images import ImageSet
 from instahide.mixing import to_unit_range
 
+# Secrets are fresh in every run: a test here may be repeated, and fails if it fails three times.
+pytestmark = pytest.mark.statistical
+
 
 def clouds(count: int, *, seed: int, side: int = 16) -> ImageSet:
     """Pictures with the spectrum of photographs: amplitude 1/f^1.3, three channels that mostly agree."""
