@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from . import fault_library
+from .real_federation import RealFederation, real_federation
 from .scoreboard import PROPERTY, Recorder, summary, table, write_json
 
 
@@ -26,6 +28,13 @@ def faults(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not fault_library.is_available():
         pytest.skip("faults are injected with LD_PRELOAD, which needs Linux and a C compiler (cc)")
     return fault_library.build(tmp_path_factory.mktemp("faults"))
+
+
+@pytest.fixture(scope="session")
+def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealFederation]:
+    """Three hospitals and a coordinator as real processes, for all tests that need them."""
+    with real_federation(tmp_path_factory.mktemp("chaos")) as opened:
+        yield opened
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

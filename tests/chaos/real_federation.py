@@ -19,7 +19,7 @@ import psutil
 
 from federation.config import RunConfig
 from federation.coordinator.events import read_events
-from federation.flower_processes.bundle import build_bundle
+from federation.flower_processes.bundle import Bundle, build_bundle
 from federation.flower_processes.control import ControlClient, RunStatus
 from federation.flower_processes.node import supervised_node
 from federation.flower_processes.superlink import Coordinator, CoordinatorFolder, start_coordinator
@@ -73,19 +73,17 @@ class RealFederation:
     def folder(self) -> CoordinatorFolder:
         return CoordinatorFolder(self.study.path)
 
-    def start_run(self, name: str, **settings: Any) -> int:
-        """Prepare and submit a run; its number."""
+    def start_run(self, name: str, *, bundle: Bundle | None = None, **settings: Any) -> int:
+        """Prepare and submit a run; its number. Another ``bundle`` stands for another release."""
         given = {key.replace("_", "-"): value for key, value in settings.items()}
-        return self._submit(prepare_run(self.study, {"run-name": name, **QUICK, **given}))
+        config = prepare_run(self.study, {"run-name": name, **QUICK, **given})
+        return self.control.submit_run(bundle or build_bundle(), config.to_run_config())
 
     def resume(self, name: str, **settings: Any) -> int:
         """Submit a run again, to go on after its last checkpoint."""
         given = {key.replace("_", "-"): value for key, value in settings.items()}
         values = load_run(self.study, name).to_mapping() | given | {"resume": True}
-        return self._submit(RunConfig.from_mapping(values))
-
-    def _submit(self, config: RunConfig) -> int:
-        return self.control.submit_run(build_bundle(), config.to_run_config())
+        return self.control.submit_run(build_bundle(), RunConfig.from_mapping(values).to_run_config())
 
     def events(self, name: str, *kinds: str) -> list[dict[str, Any]]:
         """The events of a run, all or only of these kinds."""

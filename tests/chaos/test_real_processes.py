@@ -1,6 +1,6 @@
 """Real processes killed in mid-run, and a bad link: the run goes on, or says why it does not.
 
-One federation serves all tests of this file. Encoders draw fresh secrets, so no two runs have
+One federation serves all tests (``conftest.py``). Encoders draw fresh secrets, so no two runs have
 equal bits; what is compared are round numbers and events. (Equal bits: ``test_kills_and_full_disks``.)
 """
 
@@ -13,16 +13,10 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from ..federation.command_line import until
-from .real_federation import Hospital, RealFederation, real_federation, soon
+from .real_federation import Hospital, RealFederation, soon
 from .scoreboard import Recorder, Timer
 
 pytestmark = [pytest.mark.federated, pytest.mark.nightly, pytest.mark.timeout(1500)]
-
-
-@pytest.fixture(scope="module")
-def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealFederation]:
-    with real_federation(tmp_path_factory.mktemp("chaos")) as opened:
-        yield opened
 
 
 @pytest.fixture
