@@ -205,6 +205,7 @@ def test_a_coordinator_that_names_few_rounds_and_asks_for_more_meets_the_cap_lat
     assert epsilon_of(charged, 1e-5) <= 3.0
 
 
+@pytest.mark.slow  # finding it takes seconds of an accountant
 def test_a_site_finds_the_noise_that_keeps_the_target_over_the_whole_run(site: Site) -> None:
     """Two rounds planned: twice what the first is charged comes to the target and hardly less."""
     asked: dict[str, Any] = {"target_epsilon": 3.0, "num_server_rounds": 2}
