@@ -152,7 +152,7 @@ def test_ctrl_c_stops_the_run_and_resume_goes_on_with_the_true_round_number(
     study.approve("trial-2", f"num-server-rounds={last}")  # fewer rounds are another plan
     words = ("coordinator", "resume", study.study, "trial-2", "--set", f"num-server-rounds={last}")
     output = instahide(*words)
-    assert output.startswith(f"resumed after round {done}\n")
+    assert f"\nresumed after round {done}\n" in output
     assert f"round {last} done" in output
     assert f"round {done} done" not in output
     finished = study.events("trial-2", "round-finished")
@@ -187,6 +187,7 @@ def test_a_run_waits_until_the_hospitals_have_approved_its_plan(
             listed = json.loads(instahide("node", "plan", "list", study.root / name, "--format", "json"))
             [waiting] = [row for row in listed if row["status"] == "pending"]
             assert waiting["run"] == "trial-3"
+            study.hospitals[name].wait_for(f"a plan waits: instahide node plan show {study.root / name}")
             instahide("node", "plan", "approve", study.root / name, waiting["sha256"][:12])
         assert running.process.wait(120) == 0, running.text
     assert f"plan {waiting['sha256'][:12]}: " in running.text
