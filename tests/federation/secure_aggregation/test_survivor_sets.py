@@ -316,6 +316,13 @@ def test_too_few_confirmations_end_the_attempt_and_the_next_goes_on() -> None:
     assert_exact(group, group.round(1, 2))
 
 
+def test_confirmations_of_an_earlier_round_do_not_count_for_a_later_one() -> None:
+    group = parties(5, confirm_survivors=True)
+    assert_exact(group, group.round(1))
+    with pytest.raises(RoundAbortedError, match="3 confirmations of 4 needed"):
+        group.round(2, lost_before_confirmation=group.names[3:])
+
+
 def test_confirmations_that_do_not_fit_change_nothing() -> None:
     group, _ = confirming()
     good = group.sites["site-000"].confirm(group.server.confirm_request())
