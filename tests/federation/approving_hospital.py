@@ -23,7 +23,15 @@ from federation.site.privacy_budget import SitePrivacy
 from federation.site.round_task import SiteTasks
 from federation.site.run_history import RunHistory
 from federation.site.weights import read_weights
-from instahide.attacks.update_inversion import LocalTraining, UpdateView, build_network, set_traps
+from instahide.attacks.replica import make_replica
+from instahide.attacks.update_inversion import (
+    Defence,
+    LocalTraining,
+    UpdateView,
+    build_network,
+    set_traps,
+)
+from instahide.encoder_config import EncoderConfig
 from instahide.exposure import ExposureLedger
 from instahide.mixing import to_unit_range
 from instahide.training_config import TrainingConfig
@@ -71,7 +79,7 @@ class Hospital:
     @property
     def images(self) -> torch.Tensor:
         """(n, 1, 8, 8) as the site trains on them without encoding."""
-        return to_unit_range(self.data.training.images)
+        return to_unit_range(self.data.training.images.copy())
 
     def approve(self, *, bundle: str = BUNDLE, **settings: Any) -> None:
         """A person at the site reads the plan and agrees."""
@@ -112,16 +120,19 @@ def refusal(reply: SiteReply) -> tuple[str, str]:
     return reply.refusal.kind, reply.refusal.reason
 
 
-def crafted_weights(num_images: int, kind: str = "units") -> Arrays:
-    """Trap weights in the run's model, from digits that no hospital here has."""
+def crafted_weights(num_images: int, kind: str = "units", *, encoded: bool = False) -> Arrays:
+    """Trap weights in the run's model, from digits (or encodings of them) that no hospital here has."""
     model = build_network("mlp", image_shape=SHAPE, num_classes=10)
-    stand_ins = to_unit_range(digit_images(1000, 1600).images)
-    trapped = set_traps(model, stand_ins, num_images=num_images, kind=kind)
-    return read_weights(trapped)
+    others = digit_images(1000, 1600)
+    stand_ins = to_unit_range(others.images.copy())
+    if encoded:
+        law = EncoderConfig(num_mixed=4)
+        stand_ins = make_replica(others, public=None, config=law, releases=1).encoded.images
+    return read_weights(set_traps(model, stand_ins, num_images=num_images, kind=kind))
 
 
 def what_the_coordinator_reads(
-    sent: Arrays, received: Arrays, num_images: int, **settings: Any
+    sent: Arrays, received: Arrays, num_images: int, *, num_sites: int = 1, **settings: Any
 ) -> UpdateView:
     """The view of the weights that came back, under the plan the coordinator wrote itself."""
     run = config(**settings)
@@ -137,7 +148,7 @@ def what_the_coordinator_reads(
         weight_decay=run.weight_decay,
         max_gradient_norm=TrainingConfig().max_gradient_norm,
     )
-    return UpdateView(model, change, "update", plan, SHAPE, 10)
+    return UpdateView(model, change, "update", plan, SHAPE, 10, defence=Defence(num_sites=num_sites))
 
 
 def came_out(found: torch.Tensor, truth: torch.Tensor, error: float = 1e-4) -> NDArray[np.bool_]:

@@ -116,7 +116,7 @@ def set_traps(
 
 
 def read_traps(view: UpdateView) -> FirstLayerRecovery:
-    """The images that traps in ``view.model`` hold, the verified ones first; m ≤ N of them.
+    """The images that traps in ``view.model`` hold, m ≤ N: the verified ones, then the most pixel-like.
 
     Raises:
         InvalidInputError: the network does not begin with a dense layer with bias.
@@ -247,5 +247,15 @@ def _single_inputs(weight: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tens
         return weight[:0], torch.zeros(0, dtype=torch.bool)
     found = torch.stack(images)
     sure = torch.tensor(verified) | on_lattice(found)
-    order = sure.int().argsort(descending=True, stable=True)
+    order = (_grid_miss(found) - sure.double()).argsort(stable=True)
     return found[order], sure[order]
+
+
+def _grid_miss(images: torch.Tensor) -> torch.Tensor:
+    """(m,) mean distance of the values of (m, d) from 8-bit pixels or encodings, in steps: 0.25 by chance."""
+    inner = (images.abs() < 0.99) & (images.abs() > 0.01)
+    misses = []
+    for steps in (127.5 * (images + 1), 127 * images):
+        distance = (steps - steps.round()).abs() * inner
+        misses.append(distance.sum(1) / inner.sum(1).clamp_min(1))
+    return torch.minimum(*misses)
