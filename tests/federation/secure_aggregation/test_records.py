@@ -141,6 +141,23 @@ def test_random_bytes_are_refused(which: int, data: bytes) -> None:
         KINDS[which].from_bytes(b"IHS1" + data)
 
 
+def test_a_record_has_one_encoding_keys_out_of_order_or_twice_are_refused() -> None:
+    record = next(each for each in one_of_each() if isinstance(each, ConfirmRequest))
+    entries = [
+        bytes([len(key)]) + key.encode() + value
+        for key, value in {
+            "attempt": b"i" + (1).to_bytes(8, "big"),
+            "server-round": b"i" + (1).to_bytes(8, "big"),
+            "session-id": b"b" + (16).to_bytes(8, "big") + record.session_id,
+            "survivors": b"b" + (1).to_bytes(8, "big") + record.survivors,
+        }.items()
+    ]
+    assert ConfirmRequest.from_bytes(b"IHS1" + b"".join(entries)) == record
+    for wrong in ([*entries[1:], entries[0]], [entries[0], *entries]):
+        with pytest.raises(InvalidInputError, match="not in order"):
+            ConfirmRequest.from_bytes(b"IHS1" + b"".join(wrong))
+
+
 def test_lengths_that_lie_take_no_memory() -> None:
     key = bytes([8]) + b"channels"
     for value in (
