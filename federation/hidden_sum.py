@@ -73,7 +73,7 @@ def hidden_sum(settings: TrainingSettings, vector_length: int) -> HiddenSum:
     parameters = aggregation_parameters(settings, num_sites, vector_length, plan.num_channels)
     noise = None
     if settings.differential_privacy == "client":
-        honest = max(1, parameters.minimum_sites - parameters.max_colluding_sites)
+        honest = max(1, parameters.fewest_honest_sites(parameters.max_colluding_sites))
         noise = DistributedNoise(noise_multiplier=settings.noise_multiplier, fewest_honest_sites=honest)
         plan = reserve_noise(plan, noise)
     told = Plan.of(settings, bundle_sha256="").sha256

@@ -93,6 +93,10 @@ def describe_event(event: dict[str, Any]) -> str | None:
             return f"round {number} done with {sites}" + (
                 f" · accuracy of the model it started from: {accuracy}" if accuracy else ""
             )
+        case "session-opened":
+            sites = ", ".join(event.get("sites", []))
+            digest = str(event.get("roster-sha256", ""))[:12]
+            return f"secure aggregation over {sites} (roster {digest}): single updates stay hidden"
         case "round-failed":
             return f"round {number} failed: {event.get('reason', '')}"
         case "evaluation-finished":

@@ -24,7 +24,7 @@ import numpy as np
 from instahide.errors import FederationError, InstaHideError, InvalidInputError
 
 from ..hidden_sum import EQUAL_WEIGHT, HiddenSum, hidden_sum, moved_by
-from ..messages import CONFIRM, EVALUATE, SESSION, TRAIN, UNMASK, RoundRequest, one_line
+from ..messages import CONFIRM, SESSION, TRAIN, UNMASK, RoundRequest, one_line
 from ..secure_aggregation import (
     Advert,
     AggregateSum,
@@ -52,7 +52,7 @@ class MaskedCollector(Collector):
         self._agreed: HiddenSum | None = None
         self._session: ServerSession | None = None
         self._stamps: dict[int, str] = {}  # of the session's nodes, when it began
-        self._rounds_begun: dict[int, int] = {}  # round of the session → attempts
+        self._masking_round = 0  # of the session; every attempt is masked anew and gets a number of its own
         self._orders_of: Mapping[int, RoundRequest] = {}
 
     def collect(self, request: RoundRequest, *, first: bool = False) -> list[Update]:
@@ -117,7 +117,7 @@ class MaskedCollector(Collector):
             session.add_advert(advert)
 
         self._exchange(order, dict.fromkeys(online, order), take, approval=True)
-        self._session, self._rounds_begun = session, {}
+        self._session, self._masking_round = session, 0
         self._stamps = {node: online[node] for node in self._good}
         digest = agreed.roster.digest.hex()
         self._events.emit(
@@ -130,10 +130,8 @@ class MaskedCollector(Collector):
 
     def _reports(self, session: ServerSession, request: RoundRequest) -> None:
         present = [node for node in self._known_online() if node in self._stamps]
-        # The round of an evaluation is the one after the last trained: it is masked anew.
-        server_round = request.server_round + (request.kind == EVALUATE)
-        attempt = self._rounds_begun[server_round] = self._rounds_begun.get(server_round, 0) + 1
-        asked = session.start_round(server_round, attempt, participants=self._book.names(present))
+        self._masking_round += 1
+        asked = session.start_round(self._masking_round, participants=self._book.names(present))
         order = replace(request, aggregation_record=asked.to_bytes())
 
         def take(node_id: int, record: bytes) -> None:

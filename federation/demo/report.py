@@ -191,10 +191,10 @@ def _limits_section(settings: DemoSettings) -> list[str]:
     return [
         heading("What this did not show"),
         paragraph(
-            "The encodings stayed in the hospitals; what left were model updates, which the "
-            "coordinator sees one by one "
-            "in the clear (there is no secure aggregation in this version). From a first dense layer such an "
-            "update gives the encoded input back exactly. Every encoding an update was computed on "
+            "The encodings stayed in the hospitals; what left were model updates. In the run on encodings "
+            "the coordinator saw their sums only (secure aggregation), in the run on plain images each one "
+            "in the clear: from a first dense layer such an update gives its input back exactly, and a sum "
+            "over three hospitals hides that less than it seems. Every encoding an update was computed on "
             "is counted: here "
             f"the hospitals allowed up to {settings.max_update_exposures} per image, the default "
             f"policy allows 1."

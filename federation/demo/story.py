@@ -131,7 +131,7 @@ def _federated(
     """One run of the federation, followed to its end; in the encoded one a hospital is killed."""
     from ..flower_processes.bundle import build_bundle
 
-    kind = "encodings (InstaHide, hardened)" if encoded else "plain images"
+    kind = "encodings (InstaHide, hardened), under secure aggregation" if encoded else "plain images"
     say(f"federated run on {kind}: {settings.num_server_rounds} rounds")
     config = prepare_run(federation.study, settings.run_settings(name=name, encoded=encoded))
     folder = federation.study.run_folder(name)

@@ -44,7 +44,9 @@ BUNDLED = (
     "flower_records.py",
     "frames.py",
     "packing.py",
+    "hidden_sum.py",
     "coordinator",
+    "secure_aggregation",
 )
 COMPONENTS = {"serverapp": "federation.server_app:app", "clientapp": "federation.client_app:app"}
 PUBLISHER = "instahide-fl"

@@ -9,8 +9,9 @@ A site's update is clipped, weighted and rounded to a vector q of whole levels
     Δ² = min( C² + d/4 + √(2 ln 1/β)·(C + √d/2),  (C + √d)² )          C = norm-bound / step,  β = e^(−1/2)
 
 and sends q + X, X discrete Gaussian of scale s in every one of the d entries
-(:mod:`instahide.discrete_gaussian`). Let m be the fewest sites whose noise is certainly in a sum that is
-opened: minimum-sites less those that may collude with the server, who know their own noise. With
+(:mod:`instahide.discrete_gaussian`). Let m be the fewest honest sites whose noise is certainly in a sum that
+is opened, whatever the server does with those that collude (``AggregationParameters.fewest_honest_sites``;
+colluding sites know their own noise). With
 
     s = z·Δ / √m                                     z ``noise_multiplier``
     τ = 10·Σ_{k=1}^{m−1} e^(−2π²s²·k/(k+1))

@@ -6,7 +6,9 @@
     query.confirm   a signature on whose updates are in the sum, where the run asks for it
     query.unmask    shares for the sites whose reports arrived; once a round
 
-The roster is the one in the run's settings, hence in the plan this hospital approved. The protocol
+The roster is the one in the run's settings, hence in the plan this hospital approved. The protocol counts
+the reports of a session; how often one round of the run may be asked for again is the policy's to say
+(``max-repeated-rounds``), because two sums of one round tell more than one. The protocol
 itself is ``federation/secure_aggregation``; the session's key is in this process's memory only.
 """
 
@@ -20,10 +22,10 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
-from instahide.errors import InvalidInputError, RefusedError
+from instahide.errors import RefusedError
 
 from ..hidden_sum import EQUAL_WEIGHT, HiddenSum, hidden_sum
-from ..messages import EVALUATE, RoundRequest
+from ..messages import RoundRequest
 from ..secure_aggregation import (
     ConfirmRequest,
     ReportRequest,
@@ -85,14 +87,7 @@ class MaskedRounds:
     def check(self, request: RoundRequest) -> None:
         """Raise, before any work, unless this site may send a masked report for ``request``."""
         session, _ = self._opened(request)
-        asked = ReportRequest.from_bytes(request.aggregation_record)
-        # The round of an evaluation is the one after the last trained.
-        if asked.server_round != request.server_round + (request.kind == EVALUATE):
-            raise InvalidInputError(
-                f"the report of round {asked.server_round} is asked for in round {request.server_round}",
-                hint="install the same release everywhere",
-            )
-        session.accept(asked)
+        session.accept(ReportRequest.from_bytes(request.aggregation_record))
 
     def report(
         self, request: RoundRequest, change: NDArray[np.float32] | None, metrics: Mapping[str, int | float]

@@ -393,6 +393,10 @@ def test_status_of_an_empty_study(
 
 def test_events_for_machines_are_not_shown() -> None:
     assert describe_event({"event": "checkpoint-saved", "round": 1}) is None
+    session = {"event": "session-opened", "sites": ["a", "b"], "roster-sha256": "12" * 32}
+    assert describe_event(session) == (
+        "secure aggregation over a, b (roster 121212121212): single updates stay hidden"
+    )
     assert describe_event({"event": "evaluation-finished", "metrics": {}}) == (
         "last model measured: no site answered"
     )
