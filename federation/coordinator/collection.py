@@ -75,6 +75,7 @@ class Collector:
         self._good: dict[int, Update] = {}
         self._lost: dict[int, str] = {}  # node id → why it did not count in this attempt
         self._undecided: set[int] = set()  # nodes whose site has not approved the plan yet
+        self._told_undecided: set[int] = set()  # those whose refusal is in the events of this request
         self._request: RoundRequest | None = None
         self._looked_at = float("-inf")
 
@@ -166,6 +167,7 @@ class Collector:
     def _begin(self, request: RoundRequest) -> None:
         self._request, self._good, self._lost = request, {}, {}
         self._undecided.clear()
+        self._told_undecided.clear()
         self._answered.clear()
 
     def _ask(self, request: RoundRequest) -> None:
@@ -210,7 +212,8 @@ class Collector:
             self._pump()
             waiting = [owed for owed in self._owed.values() if owed.request is request]
             elapsed = self._clock.monotonic() - began
-            if not waiting or len(self._good) + len(waiting) < enough:
+            # Who has not decided yet may still: its quick refusal must not end the wait for the others.
+            if not waiting or len(self._good) + len(waiting) + len(self._undecided) < enough:
                 return
             if elapsed >= self._config.round_deadline:
                 for owed in waiting:
@@ -283,6 +286,10 @@ class Collector:
     def _take_refusal(self, node_id: int, reply: SiteReply, refusal: Refusal) -> None:
         if refusal.kind == APPROVAL:
             self._undecided.add(node_id)
+            if node_id in self._told_undecided:  # asked again while its people decide: no news
+                self._lost[node_id] = refusal.reason
+                return
+            self._told_undecided.add(node_id)
         facts: dict[str, str] = {"hint": refusal.hint, "kind": refusal.kind} | head_of(reply)
         self._lose(node_id, "site-refused", refusal.reason, **facts)
 

@@ -59,6 +59,24 @@ def test_a_round_waits_for_approval_and_counts_no_failed_attempt(tmp_path: Path)
     assert "instahide node plan" in said
 
 
+def test_a_quick_refusal_does_not_end_the_wait_for_a_slow_one_and_is_told_once(tmp_path: Path) -> None:
+    """Two sites make the quorum; their refusals arrive seconds apart, and again each time they are asked."""
+    config = prepare(tmp_path, {ANNA: "Anna", BERN: "Bern"}, start_deadline=3600.0, num_server_rounds=1)
+    clock = FakeClock()
+    sites = Sites(clock, {ANNA: 900.0, BERN: 900.0})
+
+    def behaviour(node: int, request: RoundRequest) -> Any:
+        return 7.0 if node == BERN else 0.01, sites(node, request)
+
+    grid = FakeGrid(clock, behaviour=behaviour, online={ANNA: "first", BERN: "first"})
+    rounds.run(config, grid, clock=clock)
+    events = read_events(tmp_path / "events.jsonl")
+    [waiting] = of(events, "waiting-for-approval")
+    assert waiting["sites"] == ["Anna", "Bern"]
+    assert [event["site"] for event in of(events, "site-refused")] == ["Anna", "Bern"]
+    assert len(grid.asked(ANNA)) > 2
+
+
 def test_who_has_given_a_good_update_is_not_asked_again_while_others_decide(tmp_path: Path) -> None:
     config = prepare(tmp_path, minimum_sites=3, start_deadline=3600.0, num_server_rounds=1)
     grid, _ = run(config, {CORK: 1500.0})
