@@ -50,10 +50,6 @@ FAILED = 5
 # What Flower's output says -> what it means for the person who reads it. First match counts.
 REASONS = (
     (
-        "runtime version mismatch",
-        "the coordinator runs another version of Flower; install the same releases of flwr and instahide-fl",
-    ),
-    (
         "certificate has expired",
         "the coordinator's certificate has expired and the coordinator must renew it, unless this machine's "
         "clock is wrong",

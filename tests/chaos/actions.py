@@ -377,6 +377,9 @@ class EncodeToDisk(Action):
         from instahide.encoder_config import EncoderConfig
         from instahide.exposure import ExposureLedger
 
+        out = folder / "encoded"
+        if again and (out / "manifest.json").exists() and not (out / ".encode-job.json").exists():
+            return  # whole: the fault came after the last thing to do, and a resume is refused saying so
         encode_to_folder(
             EncoderConfig(num_mixed=4, num_private=2),
             folder / "encoded",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import zlib
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -22,7 +23,7 @@ pytestmark = [pytest.mark.federated, pytest.mark.nightly, pytest.mark.timeout(15
 @pytest.fixture
 def long_run(federation: RealFederation, request: pytest.FixtureRequest) -> Iterator[str]:
     """A run that goes on until the test is over, with two of three sites as quorum."""
-    name = request.node.name[:60].replace("[", "-").replace("]", "").replace(" ", "-")
+    name = f"long-{zlib.crc32(request.node.nodeid.encode()):08x}"
     federation.wait_until_online()
     run_id = federation.start_run(name, num_server_rounds=10_000, evaluate=False)
     federation.wait_for(name, "round-finished", 2)

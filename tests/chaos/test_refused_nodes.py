@@ -259,13 +259,3 @@ def test_a_coordinator_with_the_next_protocol_version_is_refused_by_every_site(
         assert {event["reason"] for event in refused} == {wanted}
         assert all("same release" in event["hint"] for event in refused)
         assert wanted in federation.events(name, "run-failed")[-1]["reason"]
-
-
-def test_a_node_with_another_flower_is_told_so(dora: Dora, tmp_path: Path, chaos: Recorder) -> None:
-    """A node whose Flower calls itself 1.30, through a module that Python loads at its start."""
-    (tmp_path / "sitecustomize.py").write_text(
-        "import flwr.supercore.version as version\nversion.package_version = '1.30.0'\n"
-    )
-    with chaos.attempt("versions", "node with another release of Flower"):
-        reason = dora.reason({"PYTHONPATH": f"{tmp_path}:{ROOT}"})
-        assert "another version of Flower" in reason
