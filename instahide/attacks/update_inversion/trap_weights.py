@@ -67,6 +67,7 @@ from .view import LocalTraining, UpdateView
 TRAP_KINDS = ("units", "bins")
 FEWEST_BEYOND = 5  # stand-ins above a threshold from which its quantile is read off, else a normal tail
 RIDGE = 1.0  # of the mean variance, added before whitening
+SAME = 0.02  # relative distance of two readings of one image
 OUT_OF_RANGE = 0.02  # how far a recovered pixel may lie outside [-1, 1]
 
 
@@ -174,11 +175,13 @@ def _trappable(model: nn.Module, stand_ins: torch.Tensor) -> FirstLayer:
 def _whitened_directions(seen: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
     """(count, d) rows with W_r·x of variance one over the stand-ins ``seen`` (m, d), all x equally likely."""
     centred = seen - seen.mean(0)
-    covariance = centred.T @ centred / len(seen)
-    ridge = RIDGE * float(covariance.diagonal().mean()) + 1e-12
-    values, vectors = torch.linalg.eigh(covariance)
+    _, sizes, axes = torch.linalg.svd(centred, full_matrices=False)
+    variances = sizes.square() / len(seen)
+    ridge = RIDGE * float(variances.sum()) / seen.shape[1] + 1e-12
     normal = torch.randn(count, seen.shape[1], generator=generator, dtype=torch.float64)
-    rows = (normal / (values.clamp_min(0) + ridge).sqrt()) @ vectors.T
+    # Along the stand-ins' axes 1/√(variance + ridge), 1/√ridge across them.
+    along = (variances + ridge).rsqrt() - ridge**-0.5
+    rows = ridge**-0.5 * normal + (normal @ axes.T * along) @ axes
     spread = (centred @ rows.T).std(0).clamp_min(1e-12)
     return rows / spread[:, None]
 
@@ -248,7 +251,19 @@ def _single_inputs(weight: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tens
     found = torch.stack(images)
     sure = torch.tensor(verified) | on_lattice(found)
     order = (_grid_miss(found) - sure.double()).argsort(stable=True)
-    return found[order], sure[order]
+    kept = _without_repetitions(found[order])
+    return found[order][kept], sure[order][kept]
+
+
+def _without_repetitions(rows: torch.Tensor) -> torch.Tensor:
+    """(k,) places of rows (m, d) that no row before them shows already, up to a trace of another image."""
+    distances = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
+    same = distances < SAME * rows.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    kept: list[int] = []
+    for place in range(len(rows)):
+        if not bool(same[place, kept].any()):
+            kept.append(place)
+    return torch.tensor(kept)
 
 
 def _grid_miss(images: torch.Tensor) -> torch.Tensor:
