@@ -101,8 +101,9 @@ class MaskedCollector(Collector):
         return _as_update(request, decoded, total)
 
     def _session_for(self, request: RoundRequest) -> ServerSession:
-        """The session under way if it has every site that is there; else a new one."""
-        online = self._known_online()
+        """The session under way if it has every site that is there and free; else a new one."""
+        busy = {owed.node_id for owed in self._owed.values()}
+        online = {node: stamp for node, stamp in self._known_online().items() if node not in busy}
         if self._session is not None and all(
             self._stamps.get(node) == stamp for node, stamp in online.items()
         ):
@@ -129,7 +130,8 @@ class MaskedCollector(Collector):
         return session
 
     def _reports(self, session: ServerSession, request: RoundRequest) -> None:
-        present = [node for node in self._known_online() if node in self._stamps]
+        busy = {owed.node_id for owed in self._owed.values()}
+        present = [node for node in self._known_online() if node in self._stamps and node not in busy]
         self._masking_round += 1
         asked = session.start_round(self._masking_round, participants=self._book.names(present))
         order = replace(request, aggregation_record=asked.to_bytes())

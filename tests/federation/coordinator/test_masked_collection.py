@@ -182,6 +182,17 @@ def test_a_site_that_is_silent_in_a_round_is_left_out_of_its_sum_only(tmp_path, 
     assert np.allclose(to_vector(result.weights), wanted + expected_mean(2, second), atol=2e-6)
 
 
+def test_a_site_that_is_still_at_work_does_not_cost_a_session_each_round(tmp_path, hospitals):
+    hospitals.misbehave = lambda node, request, reply: (
+        None if node == 15 and request.kind == TRAIN and request.server_round == 1 else reply
+    )
+    folder = tmp_path / "run"
+    a_run(folder, hospitals, num_server_rounds=4, evaluate=False, round_deadline=10.0)
+    opened = [event["missing"] for event in events_of(folder, "sum-opened")]
+    assert opened[:2] == [["site-15"], ["site-15"]]
+    assert len(events_of(folder, "session-opened")) <= 2
+
+
 def test_a_site_that_is_lost_after_its_report_still_counts(tmp_path, hospitals):
     hospitals.misbehave = lambda node, request, reply: (
         None if node in (11, 12) and request.kind == UNMASK and request.server_round == 1 else reply
