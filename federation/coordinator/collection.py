@@ -174,10 +174,10 @@ class Collector:
         """Send the request to everyone online who has not answered it and owes nothing."""
         online = self._known_online()
         busy = {owed.node_id: owed for owed in self._owed.values()}
-        for node_id, owed in busy.items():
-            if owed.request is not request and node_id not in self._good:
-                self._lose(node_id, "site-missing", f"still at work on round {owed.request.server_round}")
         orders = self._orders(request)
+        for node_id, owed in busy.items():
+            if owed.request is not request and node_id in orders and node_id not in self._good:
+                self._lose(node_id, "site-missing", f"still at work on round {owed.request.server_round}")
         free = [node_id for node_id in sorted(online) if node_id not in busy and node_id not in self._good]
         wanted = [node_id for node_id in free if node_id in orders]
         for node_id in wanted:
