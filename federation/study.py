@@ -39,6 +39,7 @@ SETTINGS, SITES, RUNS = "study.toml", "sites.json", "runs"
 RUN_SETTINGS = "run.json"
 INITIAL_WEIGHTS = "initial.safetensors"
 DEFAULT_PORT = 9443
+_PREPARED = (INITIAL_WEIGHTS, SITES, RUN_SETTINGS)
 
 
 @dataclass(frozen=True)
@@ -242,6 +243,8 @@ def prepare_run(study: Study, settings: Mapping[str, Any]) -> RunConfig:
     """
     config = run_config(study, settings)
     folder = study.run_folder(config.run_name)
+    if _was_cut_short(folder):
+        shutil.rmtree(folder)
     if folder.exists():
         raise RefusedError(
             f"there is a run called {config.run_name!r} already",
@@ -256,6 +259,14 @@ def prepare_run(study: Study, settings: Mapping[str, Any]) -> RunConfig:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     return config
+
+
+def _was_cut_short(folder: Path) -> bool:
+    """Whether the folder is what a preparation left that was killed: no settings, nothing of a run's."""
+    if not folder.is_dir() or (folder / RUN_SETTINGS).exists():
+        return False
+    names = {path.name for path in folder.iterdir()} - {INITIAL_WEIGHTS, SITES}
+    return all(name.startswith((".tmp", *(f".{part}." for part in _PREPARED))) for name in names)
 
 
 def record_submission(study: Study, config: RunConfig, plan: Plan) -> None:

@@ -255,3 +255,17 @@ def test_a_run_is_served_while_the_process_in_its_lock_lives(tmp_path: Path) -> 
     assert run_is_served(tmp_path)
     (tmp_path / ".lock").write_text(json.dumps("nobody"))
     assert not run_is_served(tmp_path)
+
+
+def test_a_preparation_that_was_killed_leaves_the_name_free(admitted: Study) -> None:
+    folder = admitted.run_folder("trial")
+    folder.mkdir(parents=True)
+    for name in ("initial.safetensors", ".run.json.x1y2.partial", ".tmpAbC123"):
+        (folder / name).write_bytes(b"half")
+    assert prepare_run(admitted, {"run-name": "trial", "model": "mlp"}).run_name == "trial"
+    assert sorted(path.name for path in folder.iterdir()) == ["initial.safetensors", "run.json", "sites.json"]
+    other = admitted.run_folder("notes")
+    other.mkdir()
+    (other / "thoughts.txt").write_text("not a run")
+    with pytest.raises(RefusedError, match="there is a run called 'notes' already"):
+        prepare_run(admitted, {"run-name": "notes", "model": "mlp"})
