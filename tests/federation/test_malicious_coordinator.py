@@ -7,6 +7,7 @@ privacy officer is ``federation/MALICIOUS_COORDINATOR.md``; each line of it name
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from federation.config import TrainingSettings
+import federation
+from federation.config import TrainingSettings, to_kebab
 from federation.messages import EVALUATE
+from federation.site.policy import Policy
 
 from .approving_hospital import OPEN, PLAIN, WEIGHTS, Hospital, refusal
 
@@ -165,7 +168,7 @@ def test_a_delta_under_which_one_image_could_be_published_is_refused(private_hos
 def test_a_run_that_would_exceed_the_epsilon_cap_is_refused_before_its_first_round(
     private_hospital: Hospital,
 ) -> None:
-    longer = PRIVATE | {"num_server_rounds": 100, "local_epochs": 100}
+    longer = PRIVATE | {"num_server_rounds": 100, "local_epochs": 10}
     private_hospital.approve(**longer)
     assert refusal(private_hospital.ask(**longer))[0] == "budget"
 
@@ -286,3 +289,22 @@ def test_nothing_that_was_refused_has_touched_an_image(hospital: Hospital) -> No
         refusal(hospital.ask(raw={name.replace("_", "-"): value}, **BRIEF))
     assert not (hospital.folder / "runs.json").exists()
     assert not list((hospital.folder / "encodings").glob("*"))
+
+
+def test_every_test_that_the_privacy_officers_page_names_exists() -> None:
+    page = Path(federation.__file__).with_name("MALICIOUS_COORDINATOR.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(test_\w+)`", page))
+    files = [Path(__file__), Path(__file__).with_name("test_crafted_weights.py")]
+    there = {
+        name for file in files for name in re.findall(r"^def (test_\w+)", file.read_text(), re.MULTILINE)
+    }
+    assert len(named) >= 20
+    assert named <= there
+
+
+def test_every_policy_key_that_the_page_names_is_one() -> None:
+    page = Path(federation.__file__).with_name("MALICIOUS_COORDINATOR.md").read_text(encoding="utf-8")
+    keys = {to_kebab(item.name) for item in fields(Policy)}
+    settings = {to_kebab(item.name) for item in fields(TrainingSettings)}
+    words = set(re.findall(r"`([a-z]+(?:-[a-z]+)+)`", page))
+    assert {"dp-required", "check-initial-weights"} <= words <= keys | settings
