@@ -1,4 +1,4 @@
-"""What the coordinator asks of a site and what a site answers: protocol version 1.
+"""What the coordinator asks of a site and what a site answers: protocol version 2.
 
 Two plain records, free of Flower and of torch, that the coordinator, the relay and the site
 worker share. Weights are ordered mappings ``name -> float32 array`` under the model's
@@ -33,7 +33,7 @@ from instahide.errors import InvalidInputError
 from .audit_log import HEAD_PATTERN, SignedHead
 from .config import RunConfig, TrainingSettings, setting, to_kebab
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 TRAIN, EVALUATE = "train", "evaluate"
 # Of secure aggregation; named as Flower names them.
 SESSION, CONFIRM, UNMASK = "query.session", "query.confirm", "query.unmask"
