@@ -66,7 +66,7 @@ def test_a_request_without_its_round_or_version_is_refused(key):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"protocol-version": 2}, "protocol version 2"),
+        ({"protocol-version": 1}, "protocol version 1"),
         ({"server-round": 4}, "round 4"),
         ({"server-round": 0}, "server-round"),
         ({"run-directory": "/data"}, "run-directory"),
@@ -152,5 +152,5 @@ def test_one_line_is_printable_and_not_longer(text):
     assert len(line) <= 20
 
 
-def test_the_version_is_one():
-    assert PROTOCOL_VERSION == 1
+def test_the_version_is_two():
+    assert PROTOCOL_VERSION == 2
