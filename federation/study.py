@@ -24,7 +24,7 @@ from typing import Any
 
 import psutil
 
-from instahide.atomic import atomic_path, atomic_write_text, nothing_left_on_error
+from instahide.atomic import atomic_write_bytes, atomic_write_text, nothing_left_on_error
 from instahide.errors import IntegrityError, InvalidInputError, RefusedError
 
 from .config import RunConfig
@@ -321,7 +321,7 @@ def write_run_sites(sites: list[AdmittedSite], path: Path) -> None:
 
 def write_initial_weights(config: RunConfig, path: Path) -> None:
     """Draw the model's initial weights from the public seed; floating-point tensors only."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     from instahide.models import build_model
 
@@ -336,5 +336,4 @@ def write_initial_weights(config: RunConfig, path: Path) -> None:
     weights = {
         name: tensor.contiguous() for name, tensor in model.state_dict().items() if tensor.is_floating_point()
     }
-    with atomic_path(path) as temporary:
-        save_file(weights, temporary)
+    atomic_write_bytes(path, save(weights))  # not save_file: its error for a full disk is no OSError

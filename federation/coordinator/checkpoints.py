@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
-from instahide.atomic import atomic_path
+from instahide.atomic import atomic_write_bytes
 from instahide.errors import IntegrityError, RefusedError
 
 from ..config import RunConfig
@@ -80,8 +80,8 @@ class CheckpointStore:
         }
         metadata["sha256"] = _digest(tensors, metadata)
         path = self.path(checkpoint.server_round)
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata)
+        # Not safetensors' own writing to a file: its error for a full disk is no OSError.
+        atomic_write_bytes(path, save(tensors, metadata))
         for old in self.rounds()[: -self._config.keep_checkpoints]:
             self.path(old).unlink(missing_ok=True)
         return path

@@ -270,8 +270,10 @@ class NewStudy(Action):
     names = ("127.0.0.1",)
 
     def perform(self, folder: Path, again: bool) -> None:
-        from federation.study import create_study
+        from federation.study import SETTINGS, create_study
 
+        if again and (folder / "study" / SETTINGS).exists():
+            return  # whole: the fault came after the last thing to do, and a second try is refused saying so
         create_study(folder / "study", names=self.names, listen="127.0.0.1", port=9443)
 
     def left(self, folder: Path) -> Any:
