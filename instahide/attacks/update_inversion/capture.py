@@ -101,10 +101,10 @@ def write_update(view: UpdateView, path: Path, model: Mapping[str, Any]) -> None
     )
     with atomic_path(path) as temporary:
         if path.suffix == ".safetensors":
-            from safetensors.numpy import save_file
+            from safetensors.numpy import save  # save_file's error for a full disk is no OSError
 
             contiguous = {name: np.array(value, order="C") for name, value in arrays.items()}
-            save_file(contiguous, temporary, {"settings": text})
+            temporary.write_bytes(save(contiguous, {"settings": text}))
         else:
             with temporary.open("wb") as file:
                 np.savez(file, allow_pickle=False, settings=np.array(text), **arrays)
