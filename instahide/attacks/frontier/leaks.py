@@ -44,7 +44,7 @@ class Leak:
 def membership_of_encodings(defence: Defence, trained: TrainedDefence, data: FrontierData) -> Leak | None:
     """AUC of the known-image attack, with published labels."""
     replica = trained.replica
-    if replica is None or defence.sites_summed > 1:
+    if replica is None or not defence.encodings_leave:
         return None
     members = data.members.subset(np.arange(min(MAX_CANDIDATES, len(data.members))))
     others = data.others.subset(np.arange(min(MAX_CANDIDATES, len(data.others))))

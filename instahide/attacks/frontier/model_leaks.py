@@ -4,13 +4,14 @@ Axes: S shadow models, m sites, K classes.
 
 **Membership in the model**: LiRA with shadow models trained under the same defence (the attacker knows
 it). The networks are the toolkit's small fully connected ones, which a processor trains by the dozen. Shadow
-models of DP-SGD and of pruned training would have to be trained one by one; for those defences the loss
-threshold (Yeom et al. 2018), which needs no shadow model, is used on the very model whose accuracy is
-shown. It is the weaker attack, and the row says so.
+models of DP-SGD, of pruned training and of noise for whole sites would have to be trained one by one; for
+those defences the loss threshold (Yeom et al. 2018), which needs no shadow model, is used on the very model
+whose accuracy is shown. It is the weaker attack, and the row says so.
 
 **One update**: the first gradient of a fully connected network on one image (batch 1, one step), the most
-an honest-but-curious coordinator can be given. DP-SGD adds its noise, pruning its zeros; under secure
-aggregation the coordinator gets the mean over five sites.
+an honest-but-curious coordinator can be given. A site's own noise is added (in client-level privacy its
+share; a coordinator that adds the noise itself sees the update as it is), pruning sets its zeros; under
+secure aggregation the coordinator gets the mean over the sites.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ CLIP = 1.0
 
 def membership_of_model(defence: Defence, trained: TrainedDefence, data: FrontierData) -> Leak:
     """AUC of telling a training image from another by the model's answers to plain queries."""
-    if defence.noise_multiplier is not None or defence.pruned:
+    if defence.noise in ("examples", "coordinator", "sites") or defence.pruned:
         return _loss_threshold(trained, data)
     candidates = _joined(data.members, data.others)
     run = train_shadow_models(
@@ -68,14 +69,15 @@ def membership_of_model(defence: Defence, trained: TrainedDefence, data: Frontie
 
 def update_inversion(defence: Defence, trained: TrainedDefence, data: FrontierData) -> Leak:
     """Mean SSIM, to the private image, of what one update on one image gives back."""
-    rows = np.arange(NUM_UPDATES)
-    private = to_unit_range(data.members.images[: len(rows) * defence.sites_summed])
+    sites = defence.num_sites(len(data.members)) if defence.summed else 1
+    rows = min(NUM_UPDATES, len(data.members) // sites)
+    private = to_unit_range(data.members.images[: rows * sites])
     inputs, labels = _inputs(defence, trained, data, len(private))
     masked = defence.encoding is not None and defence.encoding.has_sign_mask
     found, cost_seconds = [], 0.0
-    for first in range(0, len(private), defence.sites_summed):
-        part = slice(first, first + defence.sites_summed)
-        view = _view(defence, data, inputs[part], labels[part], masked)
+    for first in range(0, len(private), sites):
+        part = slice(first, first + sites)
+        view = _view(defence, trained.site_noise, data, inputs[part], labels[part], masked)
         with Cost() as cost:
             inversion = invert(view, InversionSettings(restarts=1, sparse_rounds=50), max_seconds=2.0)
         cost_seconds += cost.cpu_seconds
@@ -90,7 +92,12 @@ def update_inversion(defence: Defence, trained: TrainedDefence, data: FrontierDa
 
 
 def _view(
-    defence: Defence, data: FrontierData, inputs: torch.Tensor, labels: torch.Tensor, masked: bool
+    defence: Defence,
+    site_noise: float,
+    data: FrontierData,
+    inputs: torch.Tensor,
+    labels: torch.Tensor,
+    masked: bool,
 ) -> UpdateView:
     model = build_model(
         "mlp",
@@ -110,10 +117,11 @@ def _view(
         )
         for index in range(len(inputs))
     ]
-    view = securely_aggregated(seen) if len(seen) > 1 else seen[0]
-    if defence.noise_multiplier is not None:
-        return defend(view, UpdateDefence(clip=CLIP, noise_multiplier=defence.noise_multiplier))
-    return defend(view, UpdateDefence(prune=defence.pruned)) if defence.pruned else view
+    if site_noise:
+        seen = [defend(view, UpdateDefence(clip=CLIP, noise_multiplier=site_noise)) for view in seen]
+    elif defence.pruned:
+        seen = [defend(view, UpdateDefence(prune=defence.pruned)) for view in seen]
+    return securely_aggregated(seen) if len(seen) > 1 else seen[0]
 
 
 def _inputs(

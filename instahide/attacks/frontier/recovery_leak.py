@@ -33,7 +33,7 @@ TRAINING_SECONDS = 8.0
 def recovery_of_encodings(defence: Defence, trained: TrainedDefence, data: FrontierData) -> Leak | None:
     """Mean SSIM of 60 members, decoded from T encodings of each."""
     law = defence.encoding
-    if law is None or defence.sites_summed > 1:
+    if law is None or not defence.encodings_leave:
         return None
     members = data.members.subset(np.arange(min(NUM_IMAGES, len(data.members))))
     replica = make_replica(

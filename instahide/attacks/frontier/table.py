@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +16,29 @@ from ...atomic import atomic_write_text
 from ...errors import IntegrityError, InvalidInputError
 from ...training_config import TrainingConfig
 from ...training_device import at_most_threads
+from .client_level import MakeClientNoise
 from .data import FrontierData
 from .defences import Defence
 from .leaks import Leak, Question, exposure, membership_of_encodings
 from .model_leaks import membership_of_model, update_inversion
 from .recovery_leak import recovery_of_encodings
-from .training import TARGET_DELTA, TrainedDefence, train_under
+from .training import TARGET_DELTA, TrainedDefence, fitted, train_under
 
-FORMAT = "instahide-frontier/1"
+FORMAT = "instahide-frontier/2"
 QUESTIONS: dict[str, Question] = {
     "recovery": recovery_of_encodings,
     "membership": membership_of_encodings,
     "model": membership_of_model,
     "update": update_inversion,
 }
+SAME_MODEL = ("model",)
+"""Questions about the trained model alone: one answer for all defences that train alike."""
 Progress = Callable[..., None]
 
 
 @dataclass(frozen=True)
 class FrontierRow:
-    """One defence: accuracy in each inference mode, leaks, epsilon if it has one, cost."""
+    """One defence: accuracy in each inference mode, leaks, epsilon of one ``unit`` if it has one, cost."""
 
     name: str
     words: str
@@ -45,6 +48,8 @@ class FrontierRow:
     leaks: dict[str, Leak | None] = field(default_factory=dict)
     train_cpu_seconds: float = 0.0
     attack_cpu_seconds: float = 0.0
+    approach: str = "baselines"
+    unit: str = "image"
 
     @property
     def worst(self) -> float:
@@ -70,6 +75,7 @@ def run_frontier(
     *,
     fingerprint: dict[str, Any],
     processes: int = 1,
+    make_site_noise: MakeClientNoise | None = None,
     progress: Progress | None = None,
 ) -> list[FrontierRow]:
     """Measure every defence; rows already in ``file`` are kept, and every new one is added to it at once.
@@ -77,6 +83,7 @@ def run_frontier(
     Args:
         fingerprint: what the rows depend on (data, split, training); a file made otherwise is refused.
         processes: rows measured side by side, each on one thread.
+        make_site_noise: as for :func:`.training.train_under`; other processes get it, so it can be pickled.
         progress: called as ``progress(done, total, text)``.
 
     Raises:
@@ -85,25 +92,38 @@ def run_frontier(
     """
     rows = {row.name: row for row in _read(file, fingerprint)}
     missing = [defence for defence in defences if defence.name not in rows]
-    for row in _measured(missing, data, config, processes):
-        rows[row.name] = row
+    for group in _measured(_alike(missing), data, config, processes, make_site_noise):
+        rows.update({row.name: row for row in group})
         _write(file, fingerprint, [rows[item.name] for item in defences if item.name in rows])
         if progress is not None:
-            progress(len(rows), len(defences), row.name)
+            progress(len(rows), len(defences), group[-1].name)
     return [rows[defence.name] for defence in defences]
 
 
+def _alike(defences: Sequence[Defence]) -> list[list[Defence]]:
+    """Defences that train in the same way together: hiding single updates does not change their sum."""
+    groups: dict[Defence, list[Defence]] = {}
+    for defence in defences:
+        same_training = defence if defence.noise else replace(defence, summed=False)
+        groups.setdefault(replace(same_training, name="", words="", approach="baselines"), []).append(defence)
+    return list(groups.values())
+
+
 def _measured(
-    defences: Sequence[Defence], data: FrontierData, config: TrainingConfig, processes: int
-) -> Iterator[FrontierRow]:
+    groups: Sequence[Sequence[Defence]],
+    data: FrontierData,
+    config: TrainingConfig,
+    processes: int,
+    make_site_noise: MakeClientNoise | None,
+) -> Iterator[list[FrontierRow]]:
     """Rows as they are finished; Ctrl-C ends the workers too."""
-    if processes == 1 or len(defences) < 2:
-        yield from (measure(defence, data, config) for defence in defences)
+    if processes == 1 or len(groups) < 2:
+        yield from (measure(group, data, config, make_site_noise) for group in groups)
         return
     context = multiprocessing.get_context("spawn")  # a forked torch may hang in its threads
-    pool = ProcessPoolExecutor(min(processes, len(defences)), context, initializer=_ignore_interrupts)
+    pool = ProcessPoolExecutor(min(processes, len(groups)), context, initializer=_ignore_interrupts)
     try:
-        waiting = [pool.submit(measure, defence, data, config) for defence in defences]
+        waiting = [pool.submit(measure, group, data, config, make_site_noise) for group in groups]
         yield from (done.result() for done in as_completed(waiting))
     finally:
         workers = list((pool._processes or {}).values())
@@ -116,16 +136,30 @@ def _ignore_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
 
 
-def measure(defence: Defence, data: FrontierData, config: TrainingConfig) -> FrontierRow:
-    """Train under one defence and ask every question, on one thread."""
+def measure(
+    alike: Sequence[Defence],
+    data: FrontierData,
+    config: TrainingConfig,
+    make_site_noise: MakeClientNoise | None = None,
+) -> list[FrontierRow]:
+    """Train once for defences that train alike and ask every question of each, on one thread."""
     with at_most_threads(1):
-        return _measure(defence, data, config)
+        trained = train_under(alike[0], data, config, make_site_noise)
+        rows: list[FrontierRow] = []
+        for defence in alike:
+            rows.append(_row(defence, trained, data, rows[0] if rows else None))
+        return rows
 
 
-def _measure(defence: Defence, data: FrontierData, config: TrainingConfig) -> FrontierRow:
-    trained = train_under(defence, data, config)
+def _row(
+    defence: Defence, trained: TrainedDefence, data: FrontierData, first: FrontierRow | None
+) -> FrontierRow:
+    asked = fitted(defence, data.members)
     started = time.process_time()
-    leaks = {name: question(defence, trained, data) for name, question in QUESTIONS.items()}
+    leaks = {
+        name: first.leaks[name] if first and name in SAME_MODEL else question(asked, trained, data)
+        for name, question in QUESTIONS.items()
+    }
     return FrontierRow(
         defence.name,
         defence.words,
@@ -135,6 +169,8 @@ def _measure(defence: Defence, data: FrontierData, config: TrainingConfig) -> Fr
         leaks,
         trained.cpu_seconds,
         time.process_time() - started,
+        defence.approach,
+        defence.unit,
     )
 
 
