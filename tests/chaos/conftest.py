@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from . import fault_library
-from .real_federation import RealFederation, real_federation
 from .scoreboard import PROPERTY, Recorder, summary, table, write_json
+
+if TYPE_CHECKING:
+    from .real_federation import RealFederation
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -33,6 +36,8 @@ def faults(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealFederation]:
     """Three hospitals and a coordinator as real processes, for all tests that need them."""
+    from .real_federation import real_federation  # Flower's import takes seconds
+
     with real_federation(tmp_path_factory.mktemp("chaos")) as opened:
         yield opened
 

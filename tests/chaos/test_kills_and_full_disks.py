@@ -76,7 +76,7 @@ def test_a_study_can_be_made_once_the_disk_has_space_again(
 
 
 def test_a_hospital_gives_a_reason_and_serves_again(tmp_path: Path, faults: Path, chaos: Recorder) -> None:
-    check("site-round", "full", sweep("site-round", "full", tmp_path, faults, every=37), chaos)
+    check("site-round", "full", sweep("site-round", "full", tmp_path, faults, every=60), chaos)
 
 
 # A half-made study or node is refused in words after a kill, so those two are only met by a full disk.
