@@ -93,13 +93,11 @@ def published_2020(
         "share_of_positive_mixtures": recovery.share_positive,
     }
     intervals: dict[str, tuple[float, float]] = {}
-    if truth is not None:
+    null = baselines.get("evidence")
+    leaked = None if null is None else found > max(NULL_FACTOR * null, LEAST_EVIDENCE)
+    if truth is not None:  # which scores, and never decides
         score = _add_scores(metrics, intervals, baselines, recovery, truth, view)
-        leaked: bool | None = score.identification_rate > 2 * score.identification_chance
         checks["power"] = f"{score.identification_rate:.0%} of the known images are identified"
-    else:
-        null = baselines.get("evidence")
-        leaked = None if null is None else found > max(NULL_FACTOR * null, LEAST_EVIDENCE)
     result = AttackResult(
         name="published attack of 2020",
         verdict=_verdict(leaked),
