@@ -65,7 +65,8 @@ from .sparse_batch import on_lattice
 from .view import LocalTraining, UpdateView
 
 TRAP_KINDS = ("units", "bins")
-FEWEST_BEYOND = 5  # stand-ins above a threshold from which its quantile is read off, else a normal tail
+FEWEST_STAND_INS = 20
+FEWEST_BEYOND = 1  # stand-ins above a threshold from which its quantile is read off, else a normal tail
 RIDGE = 1.0  # of the mean variance, added before whitening
 SAME = 0.02  # relative distance of two readings of one image
 OUT_OF_RANGE = 0.02  # how far a recovered pixel may lie outside [-1, 1]
@@ -84,28 +85,29 @@ def set_traps(
         seed: of the directions; the server's.
 
     Raises:
-        InvalidInputError: another network, an unknown kind, or fewer than two stand-ins.
+        InvalidInputError: another network, an unknown kind, or too few stand-ins.
     """
     if kind not in TRAP_KINDS:
         raise InvalidInputError(f"no traps of kind {kind!r}", hint=f"choose from {', '.join(TRAP_KINDS)}")
-    if len(stand_ins) < 2 or num_images < 1:
+    if len(stand_ins) < FEWEST_STAND_INS or num_images < 1:
         raise InvalidInputError(
             f"{len(stand_ins)} stand-ins for {num_images} images",
-            hint="thresholds need two or more stand-ins",
+            hint=f"give at least {FEWEST_STAND_INS} stand-ins",
         )
     trapped = copy.deepcopy(model).cpu()
     layer = _trappable(trapped, stand_ins)
     seen = (stand_ins.abs() if layer.absolute else stand_ins).flatten(1).double()
+    seen, unseen = seen[::2], seen[1::2]  # thresholds by images that the directions were not fitted to
     linears = [module for module in trapped.modules() if isinstance(module, nn.Linear)]
     first, behind = linears[0], linears[1:]
     generator = torch.Generator().manual_seed(seed)
     if kind == "units":
         rows = _whitened_directions(seen, first.out_features, generator)
-        bias = -_upper_quantiles(seen @ rows.T, 1 / num_images)
+        bias = -_upper_quantiles(unseen @ rows.T, 1 / num_images)
     else:
         rows = _whitened_directions(seen, 1, generator).expand(first.out_features, -1)
         shares = (torch.arange(first.out_features, dtype=torch.float64) + 0.5) / first.out_features
-        bias = -torch.quantile(seen @ rows[0], shares)
+        bias = -torch.quantile(unseen @ rows[0], shares)
     with torch.no_grad():
         first.weight.copy_(rows)
         first.bias.copy_(bias)
@@ -179,11 +181,11 @@ def _whitened_directions(seen: torch.Tensor, count: int, generator: torch.Genera
     variances = sizes.square() / len(seen)
     ridge = RIDGE * float(variances.sum()) / seen.shape[1] + 1e-12
     normal = torch.randn(count, seen.shape[1], generator=generator, dtype=torch.float64)
-    # Along the stand-ins' axes 1/√(variance + ridge), 1/√ridge across them.
-    along = (variances + ridge).rsqrt() - ridge**-0.5
-    rows = ridge**-0.5 * normal + (normal @ axes.T * along) @ axes
+    # Within the stand-ins' span only: of what lies outside they say nothing.
+    rows = (normal @ axes.T * (variances + ridge).rsqrt()) @ axes
     spread = (centred @ rows.T).std(0).clamp_min(1e-12)
-    return rows / spread[:, None]
+    scaled: torch.Tensor = rows / spread[:, None]
+    return scaled
 
 
 def _upper_quantiles(values: torch.Tensor, share: float) -> torch.Tensor:
@@ -192,7 +194,7 @@ def _upper_quantiles(values: torch.Tensor, share: float) -> torch.Tensor:
         return values.amin(0) - 1.0
     if share * len(values) >= FEWEST_BEYOND:
         return torch.quantile(values, 1 - share, dim=0)
-    tail = float(torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor(1 - share, dtype=torch.float64)))
+    tail = float(torch.special.ndtri(torch.tensor(1 - share, dtype=torch.float64)))
     return values.mean(0) + tail * values.std(0)
 
 
