@@ -63,7 +63,7 @@ def test_crafted_weights_are_refused_in_the_first_round(tmp_path: Path) -> None:
 
 
 def test_no_rule_refuses_them_in_the_second_round_and_images_in_the_clear_come_out(tmp_path: Path) -> None:
-    """25 to 30 of 60 over several runs. The honest model of the same size gives a few (three), too: those
+    """27 to 31 of 60 in four runs. The honest model of the same size gives a few (three), too: those
     images that happen to be alone in firing some unit."""
     hospital = Hospital(tmp_path, OPEN)
     crafted = came_out(one_round(hospital, crafted_weights(60), **PLAIN), hospital.images).sum()
