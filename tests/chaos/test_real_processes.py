@@ -121,7 +121,7 @@ def back_at_work(federation: RealFederation, run: str, killed: datetime) -> floa
 
 
 @pytest.mark.parametrize(
-    "event", ["waiting-for-sites", "round-started", "site-replied", "checkpoint-saved", "evaluation-started"]
+    "event", ["run-started", "round-started", "site-replied", "checkpoint-saved", "evaluation-started"]
 )
 def test_a_killed_server_app_is_resumed(event: str, federation: RealFederation, chaos: Recorder) -> None:
     name, last = f"resumed-after-{event}", 3
