@@ -73,7 +73,7 @@ class NoiseOfSites:
         values = {EQUAL_WEIGHT: 1}
         encoded = [encode_private_update(self._plan, self._noise, change, values) for change in changes]
         vector = np.sum([site.vector for site in encoded], axis=0, dtype=f"u{RING_BITS // 8}")
-        channels = np.sum([site.channels for site in encoded], axis=0, dtype=np.uint64)
+        channels = np.stack([site.channels for site in encoded]).sum(axis=0, dtype=np.uint64)
         return decode_sum(self._plan, vector, channels, num_survivors=len(encoded)).mean
 
     def _at(self, noise_multiplier: float) -> tuple[DistributedNoise, QuantisationPlan]:

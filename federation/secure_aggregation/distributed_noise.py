@@ -31,6 +31,7 @@ budget n·(L + noise-levels) < 2^(b−1) holds for every draw, not only with hig
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -141,7 +142,7 @@ def encode_private_update(
     plan: QuantisationPlan,
     noise: DistributedNoise,
     update: NDArray[np.floating[Any]],
-    values: dict[str, float],
+    values: Mapping[str, float],
     *,
     randomness: Randomness | None = None,
 ) -> EncodedUpdate:
@@ -163,7 +164,7 @@ def encode_private_update(
 
 
 def _encode_within(
-    plan: QuantisationPlan, update: NDArray[Any], values: dict[str, float], randomness: Randomness
+    plan: QuantisationPlan, update: NDArray[Any], values: Mapping[str, float], randomness: Randomness
 ) -> EncodedUpdate:
     """Rounded until the norm is within Δ: at least two tries in five succeed (1 − β)."""
     bound = rounded_norm_bound(plan)
