@@ -18,8 +18,10 @@ APPROACHES: dict[str, str] = {
     "attack; the noise costs accuracy.",
     "secure computation": "Cryptography computes on what nobody sees. Secure aggregation hides single "
     "updates behind their sum and costs no accuracy; what the sum itself tells is not protected. Training "
-    "wholly inside a computation on shares hides everything but the result, at a price that "
-    "`python -m tests.benchmarks.secure_computation` measures for one step.",
+    "wholly inside a computation on shares hides everything but the result. One step of a small network on "
+    "64 digits between two parties took 1,100 times (fully connected) and 750 times (convolutions) the "
+    "processor time of the clear step, 64 and 159 MB from each party and about 200 exchanges; measured with "
+    "CrypTen 0.4.1 as two processes on a 2-core machine by `python -m tests.benchmarks.secure_computation`.",
     "InstaHide": "Images are mixed and signs flipped before they leave. Ordinary training, cheap; no "
     "guarantee, and the attacks below get something back.",
     "together": "What can honestly be combined. An epsilon comes from the noise alone, whatever stands "
