@@ -42,8 +42,12 @@ class BadLink:
         while not self._ended.is_set():
             try:
                 near, _ = self._listener.accept()
-                far = socket.create_connection(self._target, timeout=10.0)
             except OSError:
+                continue
+            try:
+                far = socket.create_connection(self._target, timeout=10.0)
+            except OSError:  # nobody is there: the caller is to see a lost connection
+                near.close()
                 continue
             far.settimeout(None)
             self.connections += 1
