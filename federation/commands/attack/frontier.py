@@ -160,7 +160,7 @@ def _show(rows: list[Any], out: Path) -> None:
             *("–" if leak is None else f"{leak.value:.2f}{_weaker(leak.attack)}" for leak in found),
             "none" if row.epsilon is None else f"{row.epsilon:.1f}, {row.unit}",
         )
-    console = Console(highlight=False, width=140)
+    console = Console(highlight=False, width=156)
     console.print(table)
     console.print("accuracy in three inference modes; leaks are lower bounds; – nothing of the kind leaves")
     console.print("t: tried by a threshold on the loss only, a weaker attack than shadow models")
