@@ -126,6 +126,7 @@ def test_an_approval_holds_for_the_plan_it_was_given_to(book: PlanBook, tmp_path
     (folder / f"{plan('a').sha256}.decision.json").rename(folder / f"{plan('b').sha256}.decision.json")
     with pytest.raises(IntegrityError):
         book.check(plan("b"))
+    (folder / f"{plan('b').sha256}.decision.json").unlink()
     path = folder / f"{plan('a').sha256}.json"
     table = json.loads(path.read_text())
     table["plan"]["settings"]["num-mixed"] = 1
