@@ -79,7 +79,7 @@ def test_noise_gives_nothing_and_no_exit_code(folder: Path, capsys: pytest.Captu
 
 
 def test_a_leak_is_an_exit_code_where_asked(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(*words(folder, "--tier", "no-labels", "--no-checks", "--fail-on-leak")) == 3
+    assert run(*words(folder, "--no-checks", "--fail-on-leak")) == 3
     assert "can be rebuilt" in capsys.readouterr().err
 
 
