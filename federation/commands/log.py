@@ -53,7 +53,9 @@ def verify(
     if public_key:
         keys = {_public_key(path) for path in public_key}
         problems += [
-            f"{log.path.name}: it is not of a key given" for log in logs if log.public_key not in keys
+            f"{log.path}: it is not of a key given; name one --public-key for each of the logs"
+            for log in logs
+            if log.public_key not in keys
         ]
     heads = None
     if against is not None:
