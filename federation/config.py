@@ -15,16 +15,14 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import math
-import re
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
 from instahide.errors import InvalidInputError
 
-type_name = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+from .setting_rules import check_value, rule_of, setting, to_kebab
 
 STRATEGIES = ("fedavg", "fedprox", "fedadam", "median", "trimmed-mean", "krum", "multi-krum")
 ONE_BY_ONE = ("median", "trimmed-mean", "krum", "multi-krum")  # rules that must see each update in the clear
@@ -32,45 +30,6 @@ PRIVACY_UNITS = ("none", "example", "client")
 PER_EXAMPLE_MODELS = ("small-cnn", "mlp", "resnet32")  # each image's own gradient can be taken
 RUN_NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 LARGEST_SEED = 2**63 - 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rule:
-    """What a setting may be. ``kind`` is int, float, bool, str, or a tuple of str or of int."""
-
-    kind: type | tuple[type]
-    meaning: str
-    minimum: float | None = None
-    maximum: float | None = None
-    below: float | None = None  # an upper end that is itself excluded
-    choices: tuple[str, ...] = ()
-    pattern: str = ""
-
-    @property
-    def allowed(self) -> str:
-        """The allowed values in words, for help texts and errors."""
-        if self.choices:
-            return ", ".join(self.choices)
-        if isinstance(self.kind, tuple):
-            return f"a list ({'text' if self.kind == (str,) else 'whole numbers'})"
-        words = type_name[self.kind]
-        if self.minimum is not None:
-            words += f" from {self.minimum:g}"
-        if self.maximum is not None:
-            words += f" to {self.maximum:g}"
-        if self.below is not None:
-            words += f" to below {self.below:g}"
-        return words
-
-
-def setting(default: Any, kind: type | tuple[type], meaning: str, **limits: Any) -> Any:
-    """A dataclass field that knows its rule; ``default=MISSING`` makes the key required."""
-    rule = Rule(kind=kind, meaning=meaning, **limits)
-    return field(default=default, metadata={"rule": rule}) if default is not MISSING else _required(rule)
-
-
-def _required(rule: Rule) -> Any:
-    return field(metadata={"rule": rule})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -427,62 +386,8 @@ def describe_settings(settings: type[TrainingSettings] = RunConfig) -> Iterator[
             yield to_kebab(item.name), default, rule_of(item).allowed, rule_of(item).meaning
 
 
-def to_kebab(name: str) -> str:
-    """``learning_rate`` → ``learning-rate``."""
-    return name.replace("_", "-")
-
-
-def rule_of(item: Field[Any]) -> Rule:
-    """The rule behind a dataclass field made by :func:`setting`."""
-    rule: Rule = item.metadata["rule"]
-    return rule
-
-
 def _nearest(key: str, known: list[str]) -> str:
     close = difflib.get_close_matches(key.replace("_", "-"), known, n=1, cutoff=0.6)
     return (
         f"did you mean {close[0]!r}?" if close else "`instahide coordinator run --help` lists every setting"
     )
-
-
-def check_value(key: str, rule: Rule, value: Any) -> Any:
-    """``value`` in the rule's type, or InvalidInputError naming the key, the value and the range."""
-    if isinstance(rule.kind, tuple):
-        return _checked_list(key, rule.kind[0], value)
-    if rule.kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    wrong_type = not isinstance(value, rule.kind) or (rule.kind is int and isinstance(value, bool))
-    if wrong_type or not _within(rule, value):
-        raise InvalidInputError(
-            f"{key} is {value!r:.100}", hint=f"{key} takes {rule.allowed}: {rule.meaning}"
-        )
-    return value
-
-
-def _within(rule: Rule, value: Any) -> bool:
-    if isinstance(value, str):
-        named = not rule.choices or value in rule.choices
-        return named and (not rule.pattern or re.fullmatch(rule.pattern, value) is not None)
-    if isinstance(value, float) and not math.isfinite(value):
-        return False
-    too_low = rule.minimum is not None and value < rule.minimum
-    too_high = rule.maximum is not None and value > rule.maximum
-    return not (too_low or too_high or (rule.below is not None and value >= rule.below))
-
-
-def _checked_list(key: str, kind: type, value: Any) -> tuple[Any, ...]:
-    """A list, or its JSON text, as a tuple of ``kind``; at most 10,000 entries."""
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (json.JSONDecodeError, RecursionError):
-            value = None
-    right = isinstance(value, list | tuple) and len(value) <= 10_000
-    if not right or any(not isinstance(entry, kind) or isinstance(entry, bool) for entry in value):
-        raise InvalidInputError(
-            f"{key} is not a list of {'names' if kind is str else 'whole numbers'}",
-            hint='write it as JSON, for example ["benign", "malignant"]'
-            if kind is str
-            else "for example [3, 32, 32]",
-        )
-    return tuple(value)

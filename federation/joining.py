@@ -24,9 +24,9 @@ from cryptography import x509
 from instahide.atomic import atomic_write_text
 from instahide.errors import InvalidInputError
 
-from .config import Rule, check_value
 from .identity import identity_fingerprint, load_public_identity
 from .provisioning import public_key_fingerprint
+from .setting_rules import Rule, check_value
 
 FORMAT_VERSION = 2
 MAX_BYTES = 256 * 1024

@@ -31,7 +31,8 @@ from numpy.typing import NDArray
 from instahide.errors import InvalidInputError
 
 from .audit_log import HEAD_PATTERN, SignedHead
-from .config import RunConfig, TrainingSettings, setting, to_kebab
+from .config import RunConfig, TrainingSettings
+from .setting_rules import setting, to_kebab
 
 PROTOCOL_VERSION = 2
 TRAIN, EVALUATE = "train", "evaluate"

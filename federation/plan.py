@@ -23,8 +23,9 @@ from instahide.atomic import atomic_write_text
 from instahide.errors import IntegrityError, InvalidInputError
 
 from .audit_log import canonical_json
-from .config import TrainingSettings, to_kebab
+from .config import TrainingSettings
 from .messages import PROTOCOL_VERSION
+from .setting_rules import to_kebab
 
 PLAN_FORMAT: Final = "instahide-fl plan 1"
 MAX_PLAN_BYTES: Final = 64 * 1024

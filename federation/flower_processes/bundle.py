@@ -45,6 +45,7 @@ BUNDLED = (
     "frames.py",
     "packing.py",
     "hidden_sum.py",
+    "setting_rules.py",
     "coordinator",
     "secure_aggregation",
 )

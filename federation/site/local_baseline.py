@@ -31,7 +31,7 @@ from ..config import RunConfig
 from ..messages import Arrays, RoundRequest
 from .dataset import SiteData, load_site_data
 from .encodings import build_encoder, law_of
-from .round_task import learning_rates, measure, training_config
+from .local_training import learning_rates, measure, training_config
 from .settings import read_toml
 from .weights import read_weights
 from .worker_config import load_worker_config

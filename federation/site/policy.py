@@ -19,8 +19,8 @@ from instahide.atomic import atomic_write_text
 from instahide.errors import InvalidInputError, RefusedError
 from instahide.integer_noise import MOST_EPSILON
 
-from ..config import setting
 from ..messages import ALLOWED_METRICS, EVALUATE, TRAIN, RoundRequest
+from ..setting_rules import setting
 from .settings import commented, parse, read_toml
 
 ENCODING_MODES = ("hardened", "compat", "mixup")

@@ -11,8 +11,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,31 +20,22 @@ from typing import Any
 import torch
 
 from instahide.dp_training import PrivateSum, train_with_dp
-from instahide.encoder import Encoder
 from instahide.errors import InstaHideError, InvalidInputError, RefusedError
-from instahide.evaluation import evaluate
 from instahide.exposure import THROUGH_UPDATES, ExposureLedger
-from instahide.images import ImageSet
 from instahide.models import ImageClassifier, ModelSpec, build_model
 from instahide.privacy_curves import require
-from instahide.training import DivergedError, TrainingResult, train
-from instahide.training_config import TrainingConfig
+from instahide.training import TrainingResult, train
 from instahide.training_device import resolve_device
 
 from ..accounting import PrivacyEvent
 from ..hidden_sum import to_vector
 from ..messages import (
-    APPROVAL,
-    BUDGET,
     CONFIRM,
-    ERROR,
     EVALUATE,
-    POLICY,
     SESSION,
     TRAIN,
     UNMASK,
     Arrays,
-    Refusal,
     RoundRequest,
     SiteReply,
 )
@@ -53,26 +44,16 @@ from .audit import AuditFailedError, SiteAudit
 from .dataset import SiteData
 from .encodings import SiteEncodings, law_of
 from .limits import RequestLimits
+from .local_training import check_finite, learning_rates, measure, training_config
 from .masked_rounds import MaskedRounds
 from .plans import AwaitingApprovalError, PlanBook
 from .policy import Policy, load_policy
 from .privacy_budget import SitePrivacy
+from .refusals import BudgetError, CancelledTaskError, faults_told_at_home, kind_of_refusal, refusal
 from .run_history import RunHistory
 from .weights import check_initial_weights, check_weights, load_weights, read_weights
 
 logger = logging.getLogger(__name__)
-
-
-class BudgetError(RefusedError):
-    """The exposure budget of the site's policy is spent."""
-
-
-class SiteFaultError(InstaHideError):
-    """Something at the site failed; the coordinator is told that, and the site's log what."""
-
-
-class CancelledTaskError(InstaHideError):
-    """The relay left, or the worker is stopping: the work was abandoned."""
 
 
 class SiteTasks:
@@ -183,7 +164,7 @@ class SiteTasks:
             limits.check()  # which tells a limit that was met from a relay that left
             raise
         metrics["worker-seconds"] = time.perf_counter() - started
-        _check_finite(metrics)
+        check_finite(metrics)
         weights = {} if request.kind == EVALUATE else read_weights(model)
         reply = self._reply(request, policy.allowed_part(metrics), weights)
         exposures = self._ledger.counts(self._fingerprints, kind=THROUGH_UPDATES)
@@ -246,12 +227,12 @@ class SiteTasks:
         torch.set_num_threads(threads)
         metrics: dict[str, int | float] = {"num-examples": len(self._data.training)}
         if request.evaluate or request.kind == EVALUATE:
-            with _faults_told_at_home("evaluation"):
+            with faults_told_at_home("evaluation"):
                 metrics |= self._evaluate(model, request)
         _stop_if(limits)
         if request.kind == EVALUATE:
             return metrics
-        with _faults_told_at_home("training"):
+        with faults_told_at_home("training"):
             if paid is not None:
                 return metrics | self._train_privately(model, request, policy, threads, limits, paid)
             result = self._train(model, request, policy, threads, limits)
@@ -366,7 +347,7 @@ class SiteTasks:
         return next_epoch
 
     def _refused(self, kind: str, settings: Mapping[str, Any], error: InstaHideError) -> SiteReply:
-        refusal_kind = _kind_of_refusal(error)
+        refusal_kind = kind_of_refusal(error)
         logger.warning("refused (%s): %s", refusal_kind, error.message)
         reply = refusal(self.site_name, error.message, error.hint, refusal_kind)
         assert reply.refusal is not None
@@ -377,90 +358,8 @@ class SiteTasks:
             return reply
 
 
-def _kind_of_refusal(error: InstaHideError) -> str:
-    if isinstance(error, AwaitingApprovalError):
-        return APPROVAL
-    if isinstance(error, BudgetError):
-        return BUDGET
-    return POLICY if isinstance(error, RefusedError) else ERROR
-
-
 def _is_private(request: RoundRequest) -> bool:
     return request.kind == TRAIN and request.differential_privacy == "example"
-
-
-def measure(
-    model: ImageClassifier, test: ImageSet, encoder: Encoder | None, num_views: int
-) -> dict[str, int | float]:
-    """Accuracy and loss of the three inference modes under the protocol's names; plain without encoder."""
-    report = evaluate(model, test, encoder=encoder, num_views=num_views)
-    metrics: dict[str, int | float] = {"evaluate-num-examples": report.plain.num_images}
-    modes = {"plain": report.plain, "one-view": report.encoded_once, "ten-views": report.encoded_average}
-    for name, mode in modes.items():
-        if mode is not None:
-            metrics[f"evaluate-accuracy-{name}"] = mode.accuracy
-            metrics[f"evaluate-loss-{name}"] = mode.loss
-    return metrics
-
-
-def refusal(site_name: str, reason: str, hint: str, kind: str) -> SiteReply:
-    """A refusal in one line of printable text each."""
-    return SiteReply(
-        site_name=site_name, refusal=Refusal(reason=one_line(reason), hint=one_line(hint), kind=kind)
-    )
-
-
-def one_line(text: str) -> str:
-    """``text`` as at most 1000 printable characters on one line."""
-    return "".join(sign if sign.isprintable() else " " for sign in text)[:1000]
-
-
-def training_config(request: RoundRequest, *, device: str, threads: int) -> TrainingConfig:
-    """One round's training as the site's loop wants it."""
-    return TrainingConfig(
-        epochs=request.local_epochs,
-        batch_size=request.batch_size,
-        learning_rate=request.learning_rate,
-        momentum=request.momentum,
-        weight_decay=request.weight_decay,
-        optimizer=request.optimizer,
-        lr_schedule="constant",
-        proximal_mu=request.proximal_mu,
-        device=device,
-        num_threads=threads,
-    )
-
-
-def learning_rates(request: RoundRequest, num_examples: int) -> Callable[[int], float]:
-    """Step of this round → learning rate: the schedule runs over all rounds, not anew in each."""
-    whole_run = TrainingConfig(
-        epochs=request.local_epochs * request.num_server_rounds,
-        learning_rate=request.learning_rate,
-        lr_schedule=request.lr_schedule,
-    )
-    steps_per_epoch = max(1, math.ceil(num_examples / request.batch_size))
-    before = (request.server_round - 1) * request.local_epochs * steps_per_epoch
-    return lambda step: whole_run.learning_rate_at(before + step, steps_per_epoch=steps_per_epoch)
-
-
-def _check_finite(metrics: Mapping[str, int | float]) -> None:
-    for name, value in metrics.items():
-        if not math.isfinite(value):
-            raise InvalidInputError(f"{name} is {value}: training diverged", hint="lower learning-rate")
-
-
-@contextmanager
-def _faults_told_at_home(doing: str) -> Iterator[None]:
-    """Turn an error about the site's own images or files into one that says nothing about them."""
-    try:
-        yield
-    except (RefusedError, CancelledTaskError, DivergedError):
-        raise
-    except InstaHideError as error:
-        logger.warning("%s failed: %s", doing, error.message)
-        raise SiteFaultError(
-            f"{doing} failed at the site ({type(error).__name__})", hint="the site's log says why"
-        ) from error
 
 
 def _stop_if(should_stop: Callable[[], bool]) -> None:

@@ -25,7 +25,7 @@ from ..frames import Frame, FrameError, receive_frame, send_frame
 from ..messages import SiteReply
 from .listener import Listener
 from .log import describe_fault
-from .round_task import CancelledTaskError, refusal
+from .refusals import CancelledTaskError, refusal
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from instahide.errors import InvalidInputError
 
-from ..config import Rule, rule_of, to_kebab
+from ..setting_rules import Rule, rule_of, to_kebab
 
 Settings = TypeVar("Settings")
 

@@ -10,8 +10,9 @@ import os
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
-from ..config import RUN_NAME_PATTERN, setting
+from ..config import RUN_NAME_PATTERN
 from ..frames import DEFAULT_MAX_PAYLOAD_BYTES
+from ..setting_rules import setting
 from .settings import commented, parse, read_toml
 
 _REQUIRED = "site-name, data, policy, socket and state-folder are needed; the rest has defaults."

@@ -11,14 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from federation.config import (
-    PER_EXAMPLE_MODELS,
-    RunConfig,
-    TrainingSettings,
-    describe_settings,
-    rule_of,
-    to_kebab,
-)
+from federation.config import PER_EXAMPLE_MODELS, RunConfig, TrainingSettings, describe_settings
+from federation.setting_rules import rule_of, to_kebab
 from instahide.errors import InvalidInputError
 
 DEFAULTS = RunConfig().to_mapping()

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 import federation
-from federation.config import TrainingSettings, to_kebab
+from federation.config import TrainingSettings
 from federation.messages import EVALUATE
+from federation.setting_rules import to_kebab
 from federation.site.policy import Policy
 
 from .approving_hospital import OPEN, PLAIN, WEIGHTS, Hospital, refusal

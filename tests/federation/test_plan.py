@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from federation.config import RunConfig, TrainingSettings, to_kebab
+from federation.config import RunConfig, TrainingSettings
 from federation.messages import RoundRequest
 from federation.plan import Plan, read_plan, write_plan
+from federation.setting_rules import to_kebab
 from instahide.errors import IntegrityError, InvalidInputError
 
 BUNDLE = "ab" * 32

@@ -20,7 +20,7 @@ from federation.packing import arrays_sha256
 from federation.plan import Plan
 from federation.site.audit import AUDIT_FILE, SiteAudit, open_site_log, update_norm
 from federation.site.plans import APPROVED, PlanBook
-from federation.site.round_task import CancelledTaskError
+from federation.site.refusals import CancelledTaskError
 from federation.site.worker_config import load_worker_config
 
 from .site_examples import UNASKED, request, write_site

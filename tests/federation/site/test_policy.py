@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from federation.config import RunConfig, to_kebab
+from federation.config import RunConfig
 from federation.messages import ALLOWED_METRICS, RoundRequest
+from federation.setting_rules import to_kebab
 from federation.site.policy import Policy, SiteFacts, default_policy_text, load_policy, write_default_policy
 from instahide.errors import InvalidInputError, RefusedError
 

@@ -16,7 +16,7 @@ from federation.messages import SiteReply
 from federation.privacy_ledger import LEDGER_NAME, PrivacyLedger
 from federation.site import privacy_budget, round_task
 from federation.site.policy import load_policy
-from federation.site.round_task import CancelledTaskError
+from federation.site.refusals import CancelledTaskError
 from instahide.dp_training import train_with_dp
 
 from .site_examples import UNASKED, request, write_site

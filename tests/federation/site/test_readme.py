@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import federation.site.audit
-from federation.config import rule_of, to_kebab
+from federation.setting_rules import rule_of, to_kebab
 from federation.site.plans import MAX_PENDING
 from federation.site.policy import Policy
 

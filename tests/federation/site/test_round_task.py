@@ -12,10 +12,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from federation.messages import ALLOWED_METRICS, Arrays, SiteReply
 from federation.privacy_ledger import PrivacyLedger
 from federation.site.dataset import SiteData
+from federation.site.local_training import learning_rates
 from federation.site.masked_rounds import MaskedRounds
 from federation.site.plans import PlanBook
 from federation.site.privacy_budget import SitePrivacy
-from federation.site.round_task import CancelledTaskError, SiteTasks, learning_rates, one_line
+from federation.site.refusals import CancelledTaskError
+from federation.site.round_task import SiteTasks
 from federation.site.run_history import RunHistory
 from federation.site.weights import read_weights
 from instahide.exposure import THROUGH_UPDATES, ExposureLedger
@@ -285,7 +287,3 @@ def test_the_schedule_runs_over_the_whole_run_and_not_anew_each_round() -> None:
     assert first(8) == pytest.approx(
         learning_rates(request(2, lr_schedule="cosine", local_epochs=2, learning_rate=0.1), 120)(0)
     )
-
-
-def test_a_refusal_is_one_printable_line() -> None:
-    assert one_line("two\nlines\x1b[31m" + "x" * 2000) == "two lines [31m" + "x" * (1000 - 14)

@@ -15,7 +15,7 @@ import pytest
 from federation.frames import Frame, ask, ping, receive_frame, send_frame
 from federation.messages import SiteReply
 from federation.site.listener import Listener
-from federation.site.round_task import CancelledTaskError
+from federation.site.refusals import CancelledTaskError
 from federation.site.service import MAX_CONNECTIONS, Service, ServiceLimits
 from instahide.errors import InvalidInputError
 

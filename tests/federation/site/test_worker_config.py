@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from federation.config import to_kebab
+from federation.setting_rules import to_kebab
 from federation.site.worker_config import WorkerConfig, default_worker_text, load_worker_config
 from instahide.errors import InvalidInputError
 
