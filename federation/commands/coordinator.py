@@ -5,15 +5,13 @@ from __future__ import annotations
 import signal
 import threading
 import time
-import tomllib
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from instahide.errors import InvalidInputError
-
 from .console import OutputFormat, describe_event, print_json
+from .run_settings import not_ours, parse_settings, read_settings
 
 STOP_SECONDS = 20.0  # Flower ends a stopped ServerApp at its next heartbeat, five seconds apart
 
@@ -160,7 +158,7 @@ def run(
     from ..study import load_study, prepare_run
 
     made = load_study(study)
-    values = _not_ours({**_read_settings(config), **parse_settings(settings)}) | {"run-name": name}
+    values = not_ours({**read_settings(config), **parse_settings(settings)}) | {"run-name": name}
     with _control(made.path) as control:
         run_config = prepare_run(made, values)
         _submit_and_follow(control, made, run_config, output)
@@ -190,7 +188,7 @@ def plan(
     from ..study import load_run, load_study, run_config
 
     made = load_study(study)
-    values = _not_ours({**_read_settings(config), **parse_settings(settings)}) | {"run-name": name}
+    values = not_ours({**read_settings(config), **parse_settings(settings)}) | {"run-name": name}
     if name in made.run_names():
         planned = RunConfig.from_mapping(load_run(made, name).to_mapping() | values)
     else:
@@ -222,7 +220,7 @@ def resume(
     from ..study import load_run, load_study
 
     made = load_study(study)
-    values = load_run(made, name).to_mapping() | _not_ours(parse_settings(settings)) | {"resume": True}
+    values = load_run(made, name).to_mapping() | not_ours(parse_settings(settings)) | {"resume": True}
     with _control(made.path) as control:
         _submit_and_follow(control, made, RunConfig.from_mapping(values), output)
 
@@ -307,44 +305,6 @@ def stop_signal() -> threading.Event:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     return stop
-
-
-def parse_settings(pairs: list[str]) -> dict[str, Any]:
-    """``KEY=VALUE`` words as a mapping; values are read as TOML where they are, else as text."""
-    values: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, text = pair.partition("=")
-        if not equals or not key:
-            raise InvalidInputError(
-                f"--set {pair!r} is not KEY=VALUE", hint="for example --set learning-rate=0.1"
-            )
-        try:
-            read = tomllib.loads(f"value = {text}")
-        except tomllib.TOMLDecodeError:
-            read = {}
-        values[key] = read["value"] if set(read) == {"value"} else text
-    return values
-
-
-def _not_ours(values: dict[str, Any]) -> dict[str, Any]:
-    """``values``, unless they hold a setting that the verb itself decides."""
-    for key in ("run-name", "run-directory", "audit-folder", "resume"):
-        if key in values:
-            raise InvalidInputError(
-                f"{key} cannot be set", hint="it follows from the study, the verb and the run's name"
-            )
-    return values
-
-
-def _read_settings(path: Path | None) -> dict[str, Any]:
-    if path is None:
-        return {}
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InvalidInputError(f"cannot read {path}: {error.strerror}", hint="check --config") from error
-    except ValueError as error:  # not TOML, or not UTF-8
-        raise InvalidInputError(f"{path} is not TOML: {error}", hint="write KEY = VALUE lines") from error
 
 
 def _control(study: Path) -> Any:

@@ -14,7 +14,6 @@ from federation.audit_verification import read_log
 from federation.cli import run
 from federation.commands import coordinator
 from federation.commands.console import describe_event
-from federation.commands.coordinator import parse_settings
 from federation.config import RunConfig
 from federation.flower_processes.bundle import build_bundle
 from federation.flower_processes.control import NodeRecord, RunStatus
@@ -24,7 +23,6 @@ from federation.messages import RoundRequest
 from federation.plan import Plan, read_plan
 from federation.provisioning import create_node_key
 from federation.study import load_run, load_study
-from instahide.errors import InvalidInputError
 
 
 class FakeControl:
@@ -286,6 +284,7 @@ def test_resume_of_an_unknown_run_names_those_there_are(
         ("run-name=other", "run-name cannot be set"),
         ("run-directory=/elsewhere", "run-directory cannot be set"),
         ("resume=true", "resume cannot be set"),
+        ('roster=["a key"]', "roster cannot be set"),
     ],
 )
 def test_a_wrong_setting_is_named_and_nothing_is_started(
@@ -315,31 +314,6 @@ def test_a_settings_file_that_cannot_be_read_is_named(
     for content in (b"model: mlp", b"\xff\xfe"):
         (tmp_path / "run.toml").write_bytes(content)
         assert "is not TOML" in fails(capsys, words, 2)
-
-
-@pytest.mark.parametrize(
-    ("pair", "value"),
-    [
-        ("a=3", 3),
-        ("a=0.5", 0.5),
-        ("a=1e-3", 1e-3),
-        ("a=true", True),
-        ("a=mlp", "mlp"),
-        ('a="5"', "5"),
-        ('a=["x", "y"]', ["x", "y"]),
-        ("a=", ""),
-        ("a=b=c", "b=c"),
-        ("a=1\nb=2", "1\nb=2"),
-    ],
-)
-def test_values_are_read_as_toml_where_they_are(pair: str, value: object) -> None:
-    assert parse_settings([pair]) == {"a": value}
-
-
-def test_the_last_of_two_equal_settings_wins() -> None:
-    assert parse_settings(["a=1", "a=2"]) == {"a": 2}
-    with pytest.raises(InvalidInputError):
-        parse_settings(["a=1", "b"])
 
 
 def test_settings_lists_every_key(capsys: pytest.CaptureFixture[str]) -> None:
