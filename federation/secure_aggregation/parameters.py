@@ -51,7 +51,7 @@ class AggregationParameters:
 
     def __post_init__(self) -> None:
         _whole("number of sites", self.num_sites, 2, MAX_SITES)
-        _whole("threshold", self.threshold, 2, self.num_sites)
+        _whole("reconstruction-threshold", self.threshold, 2, self.num_sites)
         _whole("minimum-sites", self.minimum_sites, self.threshold, self.num_sites)
         _whole("vector length", self.vector_length, 1, MAX_VECTOR_LENGTH)
         _whole("number of channels", self.num_channels, 0, MAX_CHANNELS)
