@@ -21,7 +21,7 @@ from click.exceptions import NoArgsIsHelpError
 from instahide import __version__
 from instahide.errors import InstaHideError
 
-from .commands import attack, coordinator, dataset, demo, encode, inspect, log, node, train
+from .commands import attack, coordinator, dataset, demo, encode, inspect, log, node, theory, train
 
 EPILOG = (
     "Exit codes: 0 done · 1 a run failed · 2 wrong input, nothing changed · 3 refused by a budget or "
@@ -53,6 +53,7 @@ app.add_typer(dataset.app, name="dataset")
 app.add_typer(coordinator.app, name="coordinator")
 app.add_typer(node.app, name="node")
 app.add_typer(log.app, name="log")
+app.add_typer(theory.app, name="theory")
 
 
 def _show_version(wanted: bool) -> None:

@@ -16,139 +16,55 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from .deep_matrix_factorization import DeepMatrixFactorization, effective_rank
-from .deep_matrix_factorization_dynamics import factor_flow, verify_dynamics
+from .deep_matrix_factorization_dynamics import DynamicsReport, factor_flow, verify_dynamics
+from .deep_matrix_factorization_problem import FactorizationInputError
 from .deep_matrix_factorization_tracking import track_singular_values
+from .matrix_completion_curves import Say, completion_curve, draw_curve, sensing_curve
 from .matrix_completion_movielens import movielens
-from .matrix_completion_norm_blow_up import norm_blow_up
-from .matrix_completion_problems import completion_problem, low_rank_matrix, sensing_problem
-from .nuclear_norm import complete_by_nuclear_norm, sense_by_nuclear_norm
+from .matrix_completion_norm_blow_up import NormBlowUp, norm_blow_up
+from .matrix_completion_problems import low_rank_matrix
 
 EXPERIMENTS = ("rank5", "rank10", "sensing", "norm-blow-up", "dynamics", "movielens")
 COUNTS = {"rank5": (1600, 1800, 2000, 2500, 3000, 5000), "rank10": (3000, 3500, 4000, 5000)}
 
 
 @dataclass(frozen=True)
-class Row:
-    """One method on one count: errors, nuclear norms, effective ranks and convergence, a value a seed."""
+class Outcome:
+    """What an experiment found: ``lines`` for people, ``values`` for programs, ``draw`` where there is a
+    picture."""
 
-    count: int
-    method: str
-    errors: list[float]
-    norms: list[float]
-    ranks: list[float]
-    converged: int
-
-    def __str__(self) -> str:
-        worst, median = max(self.errors), float(np.median(self.errors))
-        return (
-            f"{self.count:6d}  {self.method:8s}  error {median:.1e} (to {worst:.1e})  "
-            f"norm {np.mean(self.norms):8.2f}  effective rank {np.mean(self.ranks):5.2f}  "
-            f"converged {self.converged} of {len(self.errors)}"
-        )
+    lines: list[str]
+    values: list[dict[str, Any]]
+    draw: Callable[[Path], None] | None = None
 
 
-def completion_curve(
-    *, size: int, rank: int, counts: Sequence[int], seeds: Sequence[int], scale: float, depths: Sequence[int]
-) -> list[Row]:
-    """Every method on the same instances; deep runs of all seeds go side by side."""
-    rows = []
-    for count in counts:
-        problems = [completion_problem(size, rank, count, seed=seed) for seed in seeds]
-        truths, masks = (np.stack(part) for part in zip(*problems, strict=True))
-        for depth in depths:
-            _say(f"{count} entries, depth {depth}")
-            model = DeepMatrixFactorization(
-                depth, scale, random_state=list(seeds), record_every=0, max_steps=200_000
-            ).fit(truths, masks)
-            rows.append(_row(count, f"depth {depth}", truths, model.matrix_, int(model.converged_.sum())))
-        _say(f"{count} entries, nuclear norm")
-        results = [complete_by_nuclear_norm(*problem, gap=1e-4) for problem in problems]
-        found = np.stack([result.matrix for result in results])
-        rows.append(_row(count, "nuclear", truths, found, sum(result.converged for result in results)))
-    return rows
-
-
-def sensing_curve(
-    *, size: int, rank: int, counts: Sequence[int], seeds: Sequence[int], scale: float, depths: Sequence[int]
-) -> list[Row]:
-    """As ``completion_curve``, from Gaussian measurements; each seed has its own."""
-    rows = []
-    for count in counts:
-        methods = [*(f"depth {depth}" for depth in depths), "nuclear"]
-        found: dict[str, list[np.ndarray]] = {method: [] for method in methods}
-        converged = dict.fromkeys(found, 0)
-        truths = []
-        for seed in seeds:
-            _say(f"{count} measurements, seed {seed}")
-            truth, measurements, values = sensing_problem(size, rank, count, seed=seed)
-            truths.append(truth)
-            for depth in depths:
-                model = DeepMatrixFactorization(depth, scale, random_state=seed, record_every=0)
-                model.fit_sensing(measurements, values)
-                found[f"depth {depth}"].append(model.matrix_)
-                converged[f"depth {depth}"] += model.converged_
-            result = sense_by_nuclear_norm(measurements, values, gap=1e-4)
-            found["nuclear"].append(result.matrix)
-            converged["nuclear"] += result.converged
-        for method, matrices in found.items():
-            rows.append(_row(count, method, np.stack(truths), np.stack(matrices), converged[method]))
-    return rows
-
-
-def singular_value_curves(size: int = 20, seed: int = 0) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    """Depth → (times (T,), tracked singular values (T, k)) of the flow on a rank-3 completion problem."""
+def singular_value_curves(
+    size: int = 20, seed: int = 0, *, say: Say = lambda line: None
+) -> tuple[dict[int, tuple[np.ndarray, np.ndarray]], list[DynamicsReport]]:
+    """The flow on a rank-3 completion problem: depth → (times (T,), tracked singular values (T, k)), and
+    how far each of Theorem 3's formulas is from it."""
     rng = np.random.default_rng(seed)
     target = low_rank_matrix(size, 3, rng)
     mask = rng.random((size, size)) < 0.5
     U, V = (np.linalg.qr(rng.standard_normal((size, size)))[0] for _ in range(2))
     start = U * np.geomspace(0.1, 0.01, size) @ V.T
-    curves = {}
+    curves, reports = {}, []
     for depth in (1, 2, 3, 4):
+        say(f"depth {depth}")
         # Deeper products wait longer where values are small, and need longer to show the later ones.
         step, num_steps = {1: (5e-3, 1200), 2: (1e-3, 2000), 3: (1e-3, 3000), 4: (1e-3, 4000)}[depth]
         flow = factor_flow(target, mask, start, depth=depth, step=step, num_steps=num_steps, record_every=3)
-        print(verify_dynamics(flow))
+        reports.append(verify_dynamics(flow))
         curves[depth] = flow.times, track_singular_values(flow.path).values
-    return curves
-
-
-def _row(count: int, method: str, truths: np.ndarray, found: np.ndarray, converged: int) -> Row:
-    values = np.linalg.svd(found, compute_uv=False)
-    return Row(
-        count,
-        method,
-        np.square(found - truths).mean((1, 2)).tolist(),
-        values.sum(1).tolist(),
-        [effective_rank(s) for s in values],
-        converged,
-    )
-
-
-def draw_curve(rows: list[Row], path: Path) -> None:
-    """Median error against count, one line a method."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
-    for method in dict.fromkeys(row.method for row in rows):
-        mine = [row for row in rows if row.method == method]
-        axes.semilogy(
-            [row.count for row in mine],
-            [max(np.median(row.errors), 1e-16) for row in mine],
-            "o-",
-            label=method,
-        )
-    axes.set(xlabel="known", ylabel="mean square error over all entries")
-    axes.legend()
-    figure.savefig(path, dpi=130)
+    return curves, reports
 
 
 def draw_dynamics(curves: dict[int, tuple[np.ndarray, np.ndarray]], path: Path) -> None:
@@ -159,7 +75,102 @@ def draw_dynamics(curves: dict[int, tuple[np.ndarray, np.ndarray]], path: Path) 
     for axes, (depth, (times, values)) in zip(figure.subplots(1, len(curves)), curves.items(), strict=True):
         axes.plot(times, values[:, :10])
         axes.set(title=f"depth {depth}", xlabel="time", ylabel="singular values")
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, format="png", dpi=130)
+
+
+def run_experiment(
+    experiment: str,
+    *,
+    data: Path | None = None,
+    size: int | None = None,
+    counts: Sequence[int] | None = None,
+    seeds: int = 5,
+    depths: Sequence[int] | None = None,
+    scale: float = 1e-4,
+    say: Say = lambda line: None,
+) -> Outcome:
+    """One of ``EXPERIMENTS``; what is left out has the size of the published one, or says so above.
+
+    Args:
+        data: the folder with ``u1.base`` and ``u1.test`` (movielens).
+        size: rows and columns (default 100; sensing 50; dynamics 20).
+        counts: numbers of known entries or measurements.
+        seeds: instances a count.
+        depths: default 2, 3, 4 (movielens: 2).
+        scale: of the initialization.
+        say: told what is being computed.
+
+    Raises:
+        FactorizationInputError: an unknown experiment, movielens without data, or an impossible value.
+    """
+    if experiment not in EXPERIMENTS:
+        raise FactorizationInputError(f"no experiment {experiment!r}; choose from {', '.join(EXPERIMENTS)}")
+    if seeds < 1 or (size is not None and size < 2):
+        raise FactorizationInputError(f"seeds is {seeds} and size {size}; give 1 or more and 2 or more")
+    if experiment == "norm-blow-up":
+        return _blow_up_outcome(
+            [norm_blow_up(d, positive_determinant=p) for d in (2, 3, 4) for p in (True, False)]
+        )
+    if experiment == "movielens":
+        return _movielens_outcome(data, depths or [2], say)
+    if experiment == "dynamics":
+        curves, reports = singular_value_curves(size or 20, say=say)
+        return Outcome(
+            [str(report) for report in reports],
+            [asdict(report) for report in reports],
+            lambda path: draw_dynamics(curves, path),
+        )
+    sensing = experiment == "sensing"
+    size = size or (50 if sensing else 100)
+    rank = 10 if experiment == "rank10" else 5 if not sensing else max(1, size // 20)
+    # Sensing: from just above the degrees of freedom r(2n − r) up to three times as many.
+    freedom = rank * (2 * size - rank)
+    rows = (sensing_curve if sensing else completion_curve)(
+        size=size,
+        rank=rank,
+        counts=counts or COUNTS.get(experiment) or [int(freedom * x) for x in (1.3, 2, 3)],
+        seeds=range(seeds),
+        scale=scale,
+        depths=depths or [2, 3, 4],
+        say=say,
+    )
+    return Outcome(
+        [str(row) for row in rows], [row.to_dict() for row in rows], lambda path: draw_curve(rows, path)
+    )
+
+
+def _movielens_outcome(data: Path | None, depths: Sequence[int], say: Say) -> Outcome:
+    if data is None:
+        raise FactorizationInputError(
+            "movielens needs --data: its licence forbids shipping it; get it from its makers"
+        )
+    results = [
+        movielens(
+            data, depth=depth, progress=lambda step, rmse: say(f"step {step}: validation RMSE {rmse:.4f}")
+        )
+        for depth in depths
+    ]
+    return Outcome(
+        [f"depth {depth}: {result}" for depth, result in zip(depths, results, strict=True)],
+        [{"depth": depth} | asdict(result) for depth, result in zip(depths, results, strict=True)],
+    )
+
+
+def _blow_up_outcome(runs: list[NormBlowUp]) -> Outcome:
+    lines, values = [], []
+    for index, found in enumerate(runs):
+        positive = index % 2 == 0
+        lines.append(f"depth {found.depth}, det W(0) {'> 0' if positive else '< 0'}")
+        for loss, corner, bound, rank in zip(
+            found.losses, found.corners, found.bounds, found.effective_ranks, strict=True
+        ):
+            promised = f" >= {bound:.2f}" if positive else ""
+            lines.append(f"  loss {loss:.1e}  |W11| {corner:.2f}{promised}  effective rank {rank:.4f}")
+        if found.sign_lost_at is not None:
+            lines.append(f"  stopped: rounding took the determinant's sign at loss {found.sign_lost_at:.1e}")
+        numbers = {name: np.asarray(value).tolist() for name, value in asdict(found).items()}
+        values.append(numbers | {"positive_determinant": positive})
+    return Outcome(lines, values)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -176,65 +187,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--depths", type=int, nargs="+", help="default 2 3 4 (movielens: 2)")
     parser.add_argument("--scale", type=float, default=1e-4, help="initialization scale (default 1e-4)")
     parser.add_argument("--out", type=Path, help="picture (default EXPERIMENT.png)")
-    options = parser.parse_args(arguments)
-    if options.experiment == "movielens" and options.data is None:
-        parser.error("movielens needs --data: its licence forbids shipping it; get it from its makers")
-    out = options.out or Path(f"{options.experiment}.png")
-    with_pictures = find_spec("matplotlib") is not None
-    if options.experiment == "norm-blow-up":
-        _print_blow_up()
-    elif options.experiment == "movielens":
-        for depth in options.depths or [2]:
-            result = movielens(options.data, depth=depth, progress=_say_validation)
-            print(f"depth {depth}: {result}")
-    elif options.experiment == "dynamics":
-        curves = singular_value_curves(options.size or 20)
-        if with_pictures:
-            draw_dynamics(curves, out)
-            print(f"figure: {out}")
-    else:
-        rows = _run_curve(options)
-        for row in rows:
-            print(row)
-        if with_pictures:
-            draw_curve(rows, out)
-            print(f"figure: {out}")
-
-
-def _run_curve(options: argparse.Namespace) -> list[Row]:
-    sensing = options.experiment == "sensing"
-    size = options.size or (50 if sensing else 100)
-    rank = 10 if options.experiment == "rank10" else 5 if not sensing else max(1, size // 20)
-    # Sensing: from just above the degrees of freedom r(2n − r) up to three times as many.
-    freedom = rank * (2 * size - rank)
-    counts = options.counts or COUNTS.get(options.experiment) or [int(freedom * x) for x in (1.3, 2, 3)]
-    run = sensing_curve if sensing else completion_curve
-    return run(
-        size=size,
-        rank=rank,
-        counts=counts,
-        seeds=range(options.seeds),
-        scale=options.scale,
-        depths=options.depths or [2, 3, 4],
-    )
-
-
-def _print_blow_up() -> None:
-    for depth in (2, 3, 4):
-        for positive in (True, False):
-            found = norm_blow_up(depth, positive_determinant=positive)
-            print(f"depth {depth}, det W(0) {'> 0' if positive else '< 0'}")
-            for loss, corner, bound, rank in zip(
-                found.losses, found.corners, found.bounds, found.effective_ranks, strict=True
-            ):
-                promised = f" >= {bound:.2f}" if positive else ""
-                print(f"  loss {loss:.1e}  |W11| {corner:.2f}{promised}  effective rank {rank:.4f}")
-            if found.sign_lost_at is not None:
-                print(f"  stopped: rounding took the determinant's sign at loss {found.sign_lost_at:.1e}")
-
-
-def _say_validation(step: int, error: float) -> None:
-    _say(f"step {step}: validation RMSE {error:.4f}")
+    options = vars(parser.parse_args(arguments))
+    out = options.pop("out") or Path(f"{options['experiment']}.png")
+    try:
+        outcome = run_experiment(options.pop("experiment"), say=_say, **options)
+    except ValueError as error:
+        parser.error(str(error))
+    print("\n".join(outcome.lines))
+    if outcome.draw is not None and find_spec("matplotlib") is not None:
+        outcome.draw(out)
+        print(f"figure: {out}")
 
 
 def _say(line: str) -> None:

@@ -17,7 +17,7 @@ def low_rank_matrix(n: int, rank: int, rng: np.random.Generator) -> FloatArray:
 def completion_problem(n: int, rank: int, count: int, *, seed: int) -> tuple[FloatArray, NDArray[np.bool_]]:
     """The matrix (n, n) and a mask of ``count`` distinct entries."""
     if not 0 < count <= n * n:
-        raise ValueError(f"count is {count}; an {n} x {n} matrix has 1 to {n * n} entries to reveal")
+        raise ValueError(f"count is {count}; give 1 to {n * n}, for an {n} x {n} matrix")
     rng = np.random.default_rng(seed)
     truth = low_rank_matrix(n, rank, rng)
     mask = np.zeros((n, n), dtype=bool)

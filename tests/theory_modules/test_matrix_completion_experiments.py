@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from theory_modules.deep_matrix_factorization import FactorizationInputError
-from theory_modules.matrix_completion_experiments import completion_curve, main, sensing_curve
+from theory_modules.matrix_completion_curves import completion_curve, sensing_curve
+from theory_modules.matrix_completion_experiments import EXPERIMENTS, main, run_experiment
 from theory_modules.matrix_completion_movielens import movielens, read_ratings
 from theory_modules.matrix_completion_norm_blow_up import norm_blow_up, product, velocity
 
@@ -38,6 +39,19 @@ def test_the_command_prints_a_table_and_saves_a_picture(tmp_path: Path, capsys):
     assert "effective rank" in printed.out
     assert "300 entries, depth 3" in printed.err
     assert out.read_bytes().startswith(b"\x89PNG")
+
+
+def test_programs_are_given_what_people_are_shown():
+    found = run_experiment("rank5", size=20, counts=[300], seeds=1, depths=[3])
+    assert [row["method"] for row in found.values] == ["depth 3", "nuclear"]
+    assert found.values[0]["errors"][0] < 1e-3
+    assert len(found.lines) == 2
+
+
+@pytest.mark.parametrize("wrong", [{"experiment": "rank6"}, {"seeds": 0}, {"size": 1}, {"counts": [0]}])
+def test_an_impossible_experiment_is_refused(wrong):
+    with pytest.raises(ValueError, match=r"choose from|give"):
+        run_experiment(**({"experiment": EXPERIMENTS[0], "seeds": 1, "counts": [5]} | wrong))
 
 
 def test_movielens_needs_the_users_own_copy(capsys):

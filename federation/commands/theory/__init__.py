@@ -1,0 +1,20 @@
+"""``instahide theory``: what the papers behind the toolkit state, run and measured."""
+
+from __future__ import annotations
+
+import typer
+
+from . import complete, exponential_lr
+
+app = typer.Typer(
+    help="The theory back end: kernels, factorization, learning-rate schedules.", no_args_is_help=True
+)
+
+
+@app.callback()
+def theory() -> None:
+    """The theory back end: kernels, factorization, learning-rate schedules."""
+
+
+app.command("complete")(complete.complete)
+app.command("exp-lr")(exponential_lr.exponential_lr)
