@@ -1,4 +1,4 @@
-"""A bad link: a TCP proxy that is slow, narrow, breaks connections at random, or falls silent."""
+"""A bad link: a TCP proxy that is slow, narrow, breaks connections, changes bits, or falls silent."""
 
 from __future__ import annotations
 
@@ -23,12 +23,15 @@ class BadLink:
         bytes_per_second: of one direction of one connection; 0 is no limit.
         silent: nothing passes, nothing is closed.
         resets_every: mean seconds between two resets of a random connection; 0 is none.
+        changes_every: seconds after which one bit of the next piece is changed, again and again; 0 is never.
     """
 
     def __init__(self, target: tuple[str, int]) -> None:
         self._target = target
         self.delay, self.bytes_per_second, self.resets_every = 0.0, 0.0, 0.0
+        self.changes_every, self._changed_at = 0.0, time.monotonic()
         self.silent = False
+        self.changes = 0
         self.resets = self.connections = self.bytes_passed = 0
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
@@ -62,9 +65,19 @@ class BadLink:
                 time.sleep(self.delay + (len(data) / self.bytes_per_second if self.bytes_per_second else 0.0))
                 while self.silent and not self._ended.is_set():
                     time.sleep(0.1)
-                sink.sendall(data)
+                sink.sendall(self._perhaps_changed(data))
                 self.bytes_passed += len(data)
         self._close(source, sink)
+
+    def _perhaps_changed(self, data: bytes) -> bytes:
+        with self._lock:
+            if not self.changes_every or time.monotonic() - self._changed_at < self.changes_every:
+                return data
+            self._changed_at = time.monotonic()
+            self.changes += 1
+        changed = bytearray(data)
+        changed[len(data) // 2] ^= 1
+        return bytes(changed)
 
     def _reset_now_and_then(self) -> None:
         chance = random.Random()

@@ -2,8 +2,8 @@
 
 ::
 
-    SHIFT_CLOCK=86400 LD_PRELOAD=faults.so python perform.py ACTION FOLDER --prepare --kill-at 60
-    SHIFT_CLOCK=-86400 LD_PRELOAD=faults.so python perform.py ACTION FOLDER --again
+    SHIFT_CLOCK=86400 LD_PRELOAD=faults.so python -m tests.chaos.perform ACTION FOLDER --prepare --kill-at 60
+    SHIFT_CLOCK=-86400 LD_PRELOAD=faults.so python -m tests.chaos.perform ACTION FOLDER --again
 
 Prints what the action leaves, as JSON, when it was not killed.
 """
@@ -15,8 +15,8 @@ import json
 import sys
 from pathlib import Path
 
-import fault_library
-from actions import ACTIONS
+from . import fault_library
+from .actions import ACTIONS
 
 
 def main() -> int:

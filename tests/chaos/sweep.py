@@ -2,7 +2,7 @@
 
 ::
 
-    LD_PRELOAD=faults.so python sweep.py ACTION FOLDER --fault kill|full [--every N]
+    LD_PRELOAD=faults.so python -m tests.chaos.sweep ACTION FOLDER --fault kill|full [--every N]
 
 A step is a call that changes a file: create, write, fsync, rename, unlink, truncate, mkdir. For each
 step a child process performs the action in a folder of its own and is killed there (a write half
@@ -29,8 +29,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fault_library
-from actions import ACTIONS, Action
+from . import fault_library
+from .action import Action
+from .actions import ACTIONS
 
 
 def in_child(work: Callable[[], Any]) -> tuple[int, Any]:

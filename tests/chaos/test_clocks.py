@@ -22,7 +22,6 @@ from federation.provisioning import create_authority, issue_server_certificate
 from . import fault_library
 from .scoreboard import Recorder, Timer
 
-PERFORM = Path(__file__).with_name("perform.py")
 PRODUCT = Path(__file__).resolve().parents[2]
 HOUR, DAY = 3600, 86_400
 
@@ -41,9 +40,9 @@ STAMPS = {
 def perform(
     action: str, folder: Path, library: Path, *words: object, shift_clock: int
 ) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(PERFORM), action, str(folder), *map(str, words)]
+    command = [sys.executable, "-m", "tests.chaos.perform", action, str(folder), *map(str, words)]
     environment = fault_library.environment(library, shift_clock=shift_clock)
-    return subprocess.run(command, env=environment, capture_output=True, text=True)
+    return subprocess.run(command, env=environment, cwd=PRODUCT, capture_output=True, text=True)
 
 
 def killed_and_resumed(action: str, folder: Path, library: Path, first: int, second: int) -> Any:

@@ -27,10 +27,9 @@ from federation.site.audit import SiteAudit
 from federation.site.policy import Policy, SiteFacts
 from instahide.errors import InstaHideError, InvalidInputError, RefusedError
 
-from .actions import helpers
+from ..federation.coordinator import fakes
 from .scoreboard import Recorder
 
-fakes = helpers("federation/coordinator/fakes.py")
 SETTINGS = {"class-names": ["benign", "malignant"], "image-shape": [1, 8, 8]}
 
 

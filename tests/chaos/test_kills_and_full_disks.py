@@ -16,11 +16,14 @@ import pytest
 from . import fault_library
 from .scoreboard import Recorder
 
-SWEEP = Path(__file__).with_name("sweep.py")
+ROOT = Path(__file__).resolve().parents[2]
 SCENARIOS = {"kill": "killed", "full": "disk full"}
 WORDS = {
     "coordinator-run": "a run's coordinator",
     "site-round": "a site's worker",
+    "masked-run": "a coordinator, secure aggregation",
+    "confirmed-run": "a coordinator, confirm-survivors",
+    "masked-site": "a site's worker, secure aggregation",
     "new-study": "coordinator init",
     "study-with-run": "admit, run",
     "new-node": "node init, join",
@@ -35,9 +38,19 @@ def sweep(
     action: str, fault: str, folder: Path, library: Path, every: int = 1, shift_clock: int = 0
 ) -> list[dict[str, Any]]:
     """The rows of one sweep."""
-    command = [sys.executable, SWEEP, action, folder / action, "--fault", fault, "--every", str(every)]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.chaos.sweep",
+        action,
+        folder / action,
+        "--fault",
+        fault,
+        "--every",
+        str(every),
+    ]
     environment = fault_library.environment(library, shift_clock=shift_clock)
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+    ended = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     return [json.loads(line) for line in ended.stdout.splitlines()]
 
@@ -77,6 +90,14 @@ def test_a_study_can_be_made_once_the_disk_has_space_again(
 
 def test_a_hospital_gives_a_reason_and_serves_again(tmp_path: Path, faults: Path, chaos: Recorder) -> None:
     check("site-round", "full", sweep("site-round", "full", tmp_path, faults, every=60), chaos)
+
+
+@pytest.mark.parametrize("action", ["confirmed-run", "masked-site"])
+def test_a_masked_sum_is_that_of_its_sites_whoever_was_killed(
+    action: str, tmp_path: Path, faults: Path, chaos: Recorder
+) -> None:
+    """Every sum is held against the clear mean of the sites it names; see ``masked_actions.py``."""
+    check(action, "kill", sweep(action, "kill", tmp_path, faults, every=50), chaos)
 
 
 # A half-made study or node is refused in words after a kill, so those two are only met by a full disk.

@@ -48,6 +48,7 @@ SWEPT = {
 # One whole file through instahide.atomic, written anew by running the same verb again.
 ONE_WHOLE_FILE = {
     "federation/commands/attack/shared.py",
+    "federation/commands/theory/shared.py",
     "federation/demo/hospitals.py",
     "federation/demo/report.py",
     "federation/demo/story.py",

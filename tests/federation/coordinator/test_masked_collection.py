@@ -15,79 +15,9 @@ from federation.coordinator.events import read_events
 from federation.hidden_sum import roster_entry, to_vector
 from federation.identity import Identity
 from federation.messages import CONFIRM, EVALUATE, SESSION, TRAIN, UNMASK, SiteReply
-from federation.site.masked_rounds import MaskedRounds
-from federation.site.policy import Policy
-from instahide.errors import FederationError, InstaHideError, InvalidInputError
+from instahide.errors import FederationError, InvalidInputError
 
-SITES = {node: f"site-{node}" for node in (11, 12, 13, 14, 15)}
-SIZES = {11: 100, 12: 250, 13: 400, 14: 50, 15: 1000}
-
-
-class Hospitals:
-    """Five sites that train towards targets of their own and answer through their real session."""
-
-    def __init__(self):
-        self.keys = {node: Ed25519PrivateKey.generate() for node in SITES}
-        self.start(*SITES)
-        self.misbehave = lambda node, request, reply: reply
-        self.asked = []
-
-    def start(self, *nodes):
-        """(Re)start workers: their sessions are gone."""
-        new = {node: MaskedRounds(SITES[node], lambda node=node: self.keys[node]) for node in nodes}
-        self.workers = getattr(self, "workers", {}) | new
-
-    @property
-    def roster(self):
-        return tuple(roster_entry(SITES[node], Identity(key).public_line) for node, key in self.keys.items())
-
-    def __call__(self, node, request):
-        self.asked.append((node, request.kind, request.server_round))
-        try:
-            reply = SiteReply(site_name=SITES[node], aggregation_record=self.record(node, request))
-        except InstaHideError as problem:
-            reply = refuse(problem.message, kind="policy")
-        return self.misbehave(node, request, reply)
-
-    def record(self, node, request):
-        worker = self.workers[node]
-        length = 16
-        if request.kind == SESSION:
-            return worker.open_session(request, length, Policy(allowed_metrics=tuple(ALL_METRICS)))
-        if request.kind == CONFIRM:
-            return worker.confirm(request)
-        if request.kind == UNMASK:
-            return worker.unmask(request)
-        worker.check(request)
-        change = None if request.kind == EVALUATE else change_of(node, request.server_round)
-        return worker.report(request, change, metrics_of(node))
-
-
-ALL_METRICS = {
-    "num-examples",
-    "evaluate-num-examples",
-    "train-loss",
-    "train-seconds",
-    "worker-seconds",
-    *(
-        f"evaluate-{what}-{mode}"
-        for what in ("accuracy", "loss")
-        for mode in ("plain", "one-view", "ten-views")
-    ),
-}
-
-
-def change_of(node, server_round):
-    return np.random.default_rng([node, server_round]).uniform(-1, 1, 16).astype(np.float32)
-
-
-def metrics_of(node):
-    accuracies = {f"evaluate-accuracy-{mode}": node / 20 for mode in ("plain", "one-view", "ten-views")}
-    losses = {f"evaluate-loss-{mode}": node / 10 for mode in ("plain", "one-view", "ten-views")}
-    counts = {"num-examples": SIZES[node], "evaluate-num-examples": node}
-    return (
-        counts | accuracies | losses | {"train-loss": 0.1 * node, "train-seconds": 0.5, "worker-seconds": 0.7}
-    )
+from .masked_sites import SITES, SIZES, Hospitals, change_of
 
 
 def a_run(folder, hospitals, script=lambda grid: None, **settings):
