@@ -34,6 +34,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Self
 
+from instahide.atomic import first_error_wins
 from instahide.errors import IntegrityError, InvalidInputError
 
 from .identity import Identity, signature_is_good
@@ -259,11 +260,9 @@ class AuditLog:
     def _locked(self, *, create: bool = False) -> Iterator[int]:
         flags = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | (os.O_CREAT if create else 0)
         descriptor = os.open(self._path, flags, 0o600)
-        try:
+        with first_error_wins(lambda: os.close(descriptor)):
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield descriptor
-        finally:
-            os.close(descriptor)
 
 
 def _was_never_begun(descriptor: int) -> bool:

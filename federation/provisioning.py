@@ -33,7 +33,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from instahide.atomic import atomic_write_bytes, sync_folder
+from instahide.atomic import atomic_write_bytes, first_error_wins, sync_folder
 from instahide.errors import IntegrityError, InvalidInputError, RefusedError
 
 CLOCK_SKEW = timedelta(minutes=5)  # a certificate is valid a little before it is made: clocks differ
@@ -182,16 +182,15 @@ def write_private_file(path: Path, data: bytes) -> None:
         raise _holds_a_secret(path)
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        _rename_exclusively(name, path)
-        sync_folder(path.parent)
+        with first_error_wins(lambda: Path(name).unlink(missing_ok=True)):
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            _rename_exclusively(name, path)
+            sync_folder(path.parent)
     except FileExistsError as error:
         raise _holds_a_secret(path) from error
-    finally:
-        Path(name).unlink(missing_ok=True)
 
 
 def _rename_exclusively(temporary: str, path: Path) -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -21,15 +21,13 @@ def atomic_path(path: str | os.PathLike[str], *, mode: int = 0o644) -> Iterator[
     descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent)
     os.close(descriptor)
     temporary = Path(name)
-    try:
+    with first_error_wins(lambda: temporary.unlink(missing_ok=True)):
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.chmod(mode)
         temporary.replace(target)
         sync_folder(target.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def atomic_write_bytes(path: str | os.PathLike[str], data: bytes, *, mode: int = 0o644) -> None:
@@ -41,6 +39,22 @@ def atomic_write_bytes(path: str | os.PathLike[str], data: bytes, *, mode: int =
 def atomic_write_text(path: str | os.PathLike[str], text: str, *, mode: int = 0o644) -> None:
     """Replace ``path`` by ``text`` (UTF-8) in one step."""
     atomic_write_bytes(path, text.encode("utf-8"), mode=mode)
+
+
+@contextmanager
+def first_error_wins(close: Callable[[], object]) -> Iterator[None]:
+    """Run the block, then ``close``, whatever happened; of two errors the block's is raised.
+
+    On a full disk closing fails as well, and would put its error in the place of the one that says what
+    could not be done.
+    """
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            close()
+        raise
+    close()
 
 
 @contextmanager
@@ -69,7 +83,5 @@ def nothing_left_on_error(folder: str | os.PathLike[str]) -> Iterator[None]:
 def sync_folder(folder: str | os.PathLike[str]) -> None:
     """Make renames inside ``folder`` survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
-    try:
+    with first_error_wins(lambda: os.close(descriptor)):
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -14,6 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+from instahide.atomic import first_error_wins
+
 EVENTS = frozenset(
     {
         "run-started",
@@ -68,8 +70,8 @@ class EventLog:
 
     def close(self) -> None:
         """Put everything on the disk and close."""
-        os.fsync(self._file.fileno())
-        self._file.close()
+        with first_error_wins(self._file.close):
+            os.fsync(self._file.fileno())
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:

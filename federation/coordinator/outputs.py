@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from instahide.atomic import atomic_write_bytes, atomic_write_text
+from instahide.atomic import atomic_write_bytes, atomic_write_text, first_error_wins
 from instahide.errors import IntegrityError, InvalidInputError, RefusedError
 
 from ..config import RunConfig
@@ -77,10 +77,8 @@ class RunDirectory:
 
     def close(self) -> None:
         """Close the event log and let another coordinator in."""
-        try:
+        with first_error_wins(lambda: os.close(self._lock)):
             self.events.close()
-        finally:
-            os.close(self._lock)
 
     def initial_weights(self) -> Arrays:
         """The weights of ``initial.safetensors``, in the file's order of names."""

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from instahide.atomic import atomic_write_text
+from instahide.atomic import atomic_write_text, first_error_wins
 from instahide.errors import InstaHideError
 
 from ..config import RunConfig
@@ -55,7 +55,7 @@ def run(config: RunConfig, grid: RoundGrid, *, clock: Clock | None = None) -> Ru
     fails. Every one of them is also the last line of ``events.jsonl`` once that is open.
     """
     directory = RunDirectory(config)
-    try:
+    with first_error_wins(directory.close):
         try:
             return _Run(config, grid, clock or SystemClock(), directory).carry_out()
         except BaseException as problem:  # Ctrl-C and a full disk end a run, too
@@ -63,8 +63,6 @@ def run(config: RunConfig, grid: RoundGrid, *, clock: Clock | None = None) -> Ru
             with contextlib.suppress(OSError, InstaHideError):
                 directory.events.emit("run-failed", **_reason(problem))
             raise
-    finally:
-        directory.close()
 
 
 def _reason(problem: BaseException) -> dict[str, str]:

@@ -148,6 +148,26 @@ def test_a_log_whose_last_record_was_edited_is_not_gone_on_with(
         open_log(tmp_path).append("started")
 
 
+def test_a_record_that_cannot_be_written_tells_why_where_the_file_cannot_be_closed_either(
+    log: AuditLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a network's disk, where close() fails, too."""
+    close = os.close
+
+    def failing(descriptor: int) -> None:
+        close(descriptor)
+        raise OSError("Input/output error")
+
+    def full(descriptor: int) -> None:
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as faulty:
+        faulty.setattr(os, "close", failing)
+        faulty.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left on device"):
+            log.append("update-sent", round=1)
+
+
 # --- torn lines --------------------------------------------------------------------------------
 
 

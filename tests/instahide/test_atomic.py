@@ -9,7 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from instahide.atomic import atomic_path, atomic_write_bytes, atomic_write_text, nothing_left_on_error
+from instahide.atomic import (
+    atomic_path,
+    atomic_write_bytes,
+    atomic_write_text,
+    first_error_wins,
+    nothing_left_on_error,
+)
 
 
 def test_a_file_is_replaced_and_nothing_else_is_left(tmp_path: Path) -> None:
@@ -50,6 +56,35 @@ def test_a_writer_killed_in_the_middle_leaves_nothing_under_the_name(tmp_path: P
     assert done.returncode == -signal.SIGKILL
     assert not (tmp_path / "a.bin").exists()
     assert [path.suffix for path in tmp_path.iterdir()] == [".partial"]
+
+
+def test_of_two_errors_the_first_is_raised_and_both_ends_are_closed() -> None:
+    closed = []
+
+    def close() -> None:
+        closed.append(True)
+        raise OSError("no space to close")
+
+    with pytest.raises(ValueError, match="what went wrong"), first_error_wins(close):
+        raise ValueError("what went wrong")
+    with pytest.raises(OSError, match="no space to close"), first_error_wins(close):
+        pass
+    assert closed == [True, True]
+
+
+def test_a_writer_that_fails_tells_why_where_its_piece_cannot_be_taken_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(self: Path, missing_ok: bool = False) -> None:
+        raise OSError("unlink failed")
+
+    def fail_in_the_middle() -> None:
+        with atomic_path(tmp_path / "a.bin"):
+            monkeypatch.setattr(Path, "unlink", failing)
+            raise RuntimeError("what went wrong")
+
+    with pytest.raises(RuntimeError, match="what went wrong"):
+        fail_in_the_middle()
 
 
 def fill_and_fail(folder: Path) -> None:

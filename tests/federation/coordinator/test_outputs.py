@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import os
 import re
 from dataclasses import replace
 
@@ -16,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from federation.coordinator import rounds
 from federation.coordinator.events import EventLog, read_events
 from federation.coordinator.outputs import COLUMNS, RunDirectory
-from instahide.errors import IntegrityError, InvalidInputError, RefusedError
+from instahide.errors import FederationError, IntegrityError, InvalidInputError, RefusedError
 
 
 @pytest.fixture
@@ -142,6 +144,23 @@ def test_one_coordinator_at_a_time(tmp_path):
     with pytest.raises(RefusedError, match="process id"):
         RunDirectory(config)
     first.close()
+    RunDirectory(config).close()
+
+
+def test_a_run_that_fails_on_a_full_disk_says_why_it_failed_and_lets_go_of_its_folder(tmp_path, monkeypatch):
+    """Nobody is there, and then the events cannot be synced either: the first of the two is the reason."""
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    config, clock = prepare(tmp_path), FakeClock()
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(FederationError, match="0 of the 2 sites"):
+        rounds.run(config, FakeGrid(clock, online={}), clock=clock)
+    directory = RunDirectory(config)
+    with pytest.raises(OSError, match="No space left"):  # alone, it is told
+        directory.close()
+    monkeypatch.undo()
     RunDirectory(config).close()
 
 
