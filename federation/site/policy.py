@@ -70,7 +70,7 @@ class Policy:
     max_repeated_rounds: int = setting(
         3,
         int,
-        "rounds of one run that may be asked for again or out of order (a coordinator resuming)",
+        "rounds of one run asked for again, as by most resumes and each new try of a masked round",
         minimum=0,
     )
     max_runs: int = setting(20, int, "runs of different names this site will ever serve", minimum=0)
@@ -279,7 +279,8 @@ def _rounds(policy: Policy, request: RoundRequest, facts: SiteFacts) -> None:
     if repeated and facts.repeats >= policy.max_repeated_rounds:
         raise RefusedError(
             f"round {request.server_round} after round {facts.last_round}: no more repeats in this run",
-            hint="start a run of a new name, or ask the site to raise max-repeated-rounds",
+            hint="each resume of a run asks for a round again: ask the site to raise max-repeated-rounds, "
+            "or start a run of a new name",
         )
 
 
