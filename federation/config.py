@@ -27,6 +27,8 @@ from .setting_rules import check_value, rule_of, setting, to_kebab
 STRATEGIES = ("fedavg", "fedprox", "fedadam", "median", "trimmed-mean", "krum", "multi-krum")
 ONE_BY_ONE = ("median", "trimmed-mean", "krum", "multi-krum")  # rules that must see each update in the clear
 PRIVACY_UNITS = ("none", "example", "client")
+ORIGINAL_SCHEDULES = ("constant", "cosine", "step", "exponential")
+EXPONENTIAL_EQUIVALENT = "exponential-equivalent"
 PER_EXAMPLE_MODELS = ("small-cnn", "mlp", "resnet32")  # each image's own gradient can be taken
 RUN_NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 LARGEST_SEED = 2**63 - 1
@@ -59,7 +61,13 @@ class TrainingSettings:
         "constant",
         str,
         "learning rate over the rounds",
-        choices=("constant", "cosine", "step", "exponential"),
+        choices=(*ORIGINAL_SCHEDULES, EXPONENTIAL_EQUIVALENT),
+    )
+    equivalent_to: str = setting(
+        "step",
+        str,
+        "schedule with weight decay whose functions exponential-equivalent computes",
+        choices=ORIGINAL_SCHEDULES,
     )
     proximal_mu: float = setting(
         0.0, float, "weight of FedProx's pull to the global model (Li et al. 2020)", minimum=0.0, maximum=1e4
@@ -159,6 +167,8 @@ class TrainingSettings:
             raise InvalidInputError("class-names holds a name twice", hint="every class needs its own name")
         if self.ring_bits not in (16, 32, 64):
             raise InvalidInputError(f"ring-bits is {self.ring_bits}", hint="16, 32 or 64")
+        if self.lr_schedule == EXPONENTIAL_EQUIVALENT:
+            self._check_equivalent()
         if self.differential_privacy == "example":
             self._check_example_privacy()
         elif self.target_epsilon:
@@ -166,6 +176,35 @@ class TrainingSettings:
                 "target-epsilon is what each site keeps for its images, which differential-privacy "
                 f"{self.differential_privacy} does not ask for",
                 hint="set differential-privacy to example, or set noise-multiplier instead",
+            )
+
+    def _check_equivalent(self) -> None:
+        """What any site would refuse is refused before a run begins."""
+        from theory_modules.exponential_lr_recursion import largest_decay
+
+        if self.model == "mlp":
+            raise InvalidInputError(
+                "lr-schedule exponential-equivalent cannot train mlp: nothing in it undoes a change of scale",
+                hint="choose a model with normalization: small-cnn, resnet18, resnet32",
+            )
+        if self.weight_decay == 0.0:
+            raise InvalidInputError(
+                "lr-schedule exponential-equivalent trades weight decay for a growing rate, and "
+                "weight-decay is 0",
+                hint=f"set weight-decay, or lr-schedule to {self.equivalent_to}: it would be the same run",
+            )
+        if self.proximal_mu:
+            raise InvalidInputError(
+                "lr-schedule exponential-equivalent with proximal-mu: FedProx's term in the loss feels the "
+                "weights' scale",
+                hint="use strategy fedavg, or another lr-schedule",
+            )
+        bound, product = largest_decay(self.optimizer, self.momentum), self.weight_decay * self.learning_rate
+        if product > bound:
+            raise InvalidInputError(
+                f"weight-decay x learning-rate is {product:g}, and no growing rate is equivalent "
+                f"above {bound:.4g}",
+                hint="lower weight-decay, learning-rate or momentum: SGD ends at (1 - sqrt(momentum))^2",
             )
 
     def _check_example_privacy(self) -> None:

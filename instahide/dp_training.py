@@ -9,7 +9,8 @@ q ``sample_rate``; with g_i the gradient of image i alone, the step uses
 
 C ``max_grad_norm``, z ``noise_multiplier``. Per-example gradients come from Opacus (``GradSampleModule``),
 which is needed for nothing else here. Momentum, weight decay and the learning rate come after (1) and
-cost nothing.
+cost nothing; so does the scale of the weights under ``exponential-equivalent``, which is a function of the
+schedule alone: gradients enter (1) as those of the run with weight decay.
 
 **Guarantee**: (ε, δ) of one image under add-or-remove-one, from the privacy loss distribution of the
 Poisson-sampled Gaussian over all steps (``dp-accounting``); :func:`epsilon_by_method` gives the RDP and PRV
@@ -46,14 +47,15 @@ from .augmentation import augment_batch
 from .errors import InvalidInputError
 from .images import ImageSet
 from .integer_noise import MOST_EPSILON, add_noise, grid_step, ideal_delta
-from .light_optimizers import spare_the_compiler, take_step
 from .mixing import to_unit_range
 from .models import ImageClassifier
 from .privacy_curves import bisect, check_delta, require, sampled_gaussian_epsilon
 from .randomness import Randomness
-from .training import _build_optimizer, _check_fit, _tensors, soft_cross_entropy
+from .training import descent_for
 from .training_config import TrainingConfig
+from .training_data import check_fit, tensors_of
 from .training_device import resolve_device, run_settings
+from .training_loop import soft_cross_entropy
 
 _GRADIENT_VALUES = 1 << 25
 """Per-example gradients held at once, all together: 128 MB."""
@@ -133,10 +135,17 @@ def train_with_dp(
         noise_multiplier = noise_multiplier_for(target_epsilon, target_delta, q, num_steps, num_weights=D)
     device = resolve_device(config.device)
     run = _PrivateRun(
-        model, data, config, q, PrivateSum(D, max_grad_norm, noise_multiplier), device, observer
+        model,
+        data,
+        config,
+        q,
+        PrivateSum(D, max_grad_norm, noise_multiplier),
+        device,
+        observer,
+        learning_rates,
     )
     with run_settings(model, config, device):
-        taken, interrupted = run.steps(num_steps, on_step, should_stop, learning_rates)
+        taken, interrupted = run.steps(num_steps, on_step, should_stop)
     return PrivateTrainingResult(
         epsilon=training_epsilon(noise_multiplier, q, taken, target_delta, num_weights=D),
         delta=target_delta,
@@ -248,16 +257,16 @@ class _PrivateRun:
         private_sum: PrivateSum,
         device: torch.device,
         observer: GradientObserver | None,
+        learning_rates: Callable[[int], float] | None,
     ) -> None:
         self.model, self.config, self.device, self.observer = model.to(device), config, device, observer
-        images, labels = _tensors(data)
+        images, labels = tensors_of(data)
         if isinstance(model, ImageClassifier):
-            _check_fit(images, labels, model.spec.image_shape, model.spec.num_classes)
+            check_fit(images, labels, model.spec.image_shape, model.spec.num_classes)
         self.images, self.labels = images.to(device), labels.to(device)
         self.sample_rate, self.private_sum = sample_rate, private_sum
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        spare_the_compiler()
-        self.optimizer = _build_optimizer(self.parameters, config)
+        self.descent = descent_for(model, self.parameters, config, learning_rates)
         randomness = Randomness()
         self.sampling, self.augmenting = randomness.stream("sampling"), randomness.stream("sampling")
         D = sum(parameter.numel() for parameter in self.parameters)
@@ -268,7 +277,6 @@ class _PrivateRun:
         num_steps: int,
         on_step: Callable[[int, int], None] | None,
         should_stop: Callable[[], bool] | None,
-        learning_rates: Callable[[int], float] | None,
     ) -> tuple[int, bool]:
         """Take up to ``num_steps``; how many were taken, and whether somebody stopped it."""
         wrapper = _per_example(self.model)
@@ -278,16 +286,13 @@ class _PrivateRun:
             for step in range(num_steps):
                 if should_stop is not None and should_stop():
                     return step, True
-                rate = (
-                    float(learning_rates(step))
-                    if learning_rates is not None
-                    else self.config.learning_rate_at(step, steps_per_epoch=per_epoch)
-                )
-                self._take_step(wrapper, rate)
+                self.descent.begin_step(step, per_epoch)
+                self._take_step(wrapper)
                 if on_step is not None:
                     on_step(step + 1, num_steps)
             return num_steps, False
         finally:
+            self.descent.end(interrupted=False)
             wrapper.remove_hooks()
             for parameter in self.parameters:
                 parameter.grad = None
@@ -296,7 +301,7 @@ class _PrivateRun:
                         delattr(parameter, name)
             self.model.eval()
 
-    def _take_step(self, wrapper: nn.Module, learning_rate: float) -> None:
+    def _take_step(self, wrapper: nn.Module) -> None:
         sampled = np.flatnonzero(self.sampling.uniforms(len(self.images)) < self.sample_rate)
         for first in range(0, len(sampled), self.chunk):
             self._add_gradients(wrapper, torch.from_numpy(sampled[first : first + self.chunk]))
@@ -306,7 +311,7 @@ class _PrivateRun:
         noisy = self.private_sum.release()
         if self.observer is not None:
             self.observer.see(noisy)
-        self._update(noisy / (self.sample_rate * len(self.images)), learning_rate)
+        self._update(noisy / (self.sample_rate * len(self.images)))
 
     def _add_gradients(self, wrapper: nn.Module, chosen: torch.Tensor) -> None:
         images, labels = self.images[chosen.to(self.device)], self.labels[chosen.to(self.device)]
@@ -321,17 +326,20 @@ class _PrivateRun:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Full backward hook")  # inputs need no gradient
             (mean * len(images)).backward()  # type: ignore[no-untyped-call]
-        self.private_sum.add([parameter.grad_sample for parameter in self.parameters])  # type: ignore[attr-defined]
+        # Clipped and noised as gradients of the run with weight decay, whatever scale the weights have now.
+        scales = self.descent.gradient_scales()
+        samples = [parameter.grad_sample for parameter in self.parameters]  # type: ignore[attr-defined]
+        self.private_sum.add(
+            [sample if s == 1 else sample * s for sample, s in zip(samples, scales, strict=True)]
+        )
 
-    def _update(self, gradient: torch.Tensor, learning_rate: float) -> None:
+    def _update(self, gradient: torch.Tensor) -> None:
         place = 0
-        for parameter in self.parameters:
-            part = gradient[place : place + parameter.numel()].view(parameter.shape)
+        for parameter, scale in zip(self.parameters, self.descent.gradient_scales(), strict=True):
+            part = gradient[place : place + parameter.numel()].view(parameter.shape) / scale
             parameter.grad = part.to(dtype=parameter.dtype, device=parameter.device)
             place += parameter.numel()
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        take_step(self.optimizer)
+        self.descent.step()
 
 
 def _scores(wrapper: nn.Module, images: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,9 @@ from typing import Any
 from .errors import InvalidInputError
 
 OPTIMIZERS = ("sgd", "adamw")
-LR_SCHEDULES = ("constant", "step", "cosine", "exponential")
+EXPONENTIAL_EQUIVALENT = "exponential-equivalent"
+ORIGINAL_SCHEDULES = ("constant", "step", "cosine", "exponential")
+LR_SCHEDULES = (*ORIGINAL_SCHEDULES, EXPONENTIAL_EQUIVALENT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +30,10 @@ class TrainingConfig:
         optimizer: ``"sgd"`` or ``"adamw"``.
         lr_schedule: ``"constant"``; ``"step"``: divided by 10 after half and after three quarters of
             the run (the published InstaHide schedule: 100 and 150 of 200); ``"cosine"``: to zero;
-            ``"exponential"``: times ``learning_rate_decay`` every epoch.
+            ``"exponential"``: times ``learning_rate_decay`` every epoch; ``"exponential-equivalent"``: a
+            growing rate without weight decay that computes the same functions as ``equivalent_to`` with it
+            (Li and Arora 2020), on models with normalisation.
+        equivalent_to: the schedule that ``"exponential-equivalent"`` is equivalent to.
         learning_rate_decay: factor per epoch of the exponential schedule.
         proximal_mu: FedProx (Li et al. 2020): adds mu/2 · |w − w_start|² to the loss.
         label_smoothing: share of each label spread evenly over the classes, [0, 1).
@@ -53,6 +58,7 @@ class TrainingConfig:
     weight_decay: float = 5e-4
     optimizer: str = "sgd"
     lr_schedule: str = "cosine"
+    equivalent_to: str = "step"
     learning_rate_decay: float = 0.95
     proximal_mu: float = 0.0
     label_smoothing: float = 0.0
@@ -85,7 +91,27 @@ class TrainingConfig:
         _require("max_gradient_norm", limit, limit is None or 0 < limit < math.inf, "above 0, or none")
         _require("optimizer", self.optimizer, self.optimizer in OPTIMIZERS, " or ".join(OPTIMIZERS))
         _require("lr_schedule", self.lr_schedule, self.lr_schedule in LR_SCHEDULES, " or ".join(LR_SCHEDULES))
+        _require(
+            "equivalent_to",
+            self.equivalent_to,
+            self.equivalent_to in ORIGINAL_SCHEDULES,
+            " or ".join(ORIGINAL_SCHEDULES),
+        )
+        if self.lr_schedule == EXPONENTIAL_EQUIVALENT:
+            self._check_equivalent()
         _require("shuffle_seed", self.shuffle_seed, 0 <= self.shuffle_seed < 2**63, "in [0, 2^63)")
+
+    def _check_equivalent(self) -> None:
+        if self.weight_decay == 0:
+            raise InvalidInputError(
+                "exponential-equivalent trades weight decay for a growing rate, and weight_decay is 0",
+                hint=f"set weight_decay, or use lr_schedule {self.equivalent_to!r}: it would be the same run",
+            )
+        if self.proximal_mu:
+            raise InvalidInputError(
+                "exponential-equivalent with proximal_mu: FedProx's term in the loss feels the weights' size",
+                hint="set proximal_mu to 0, or use another lr_schedule",
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -102,17 +128,26 @@ class TrainingConfig:
         return cls(**values)
 
     def learning_rate_at(self, step: int, *, steps_per_epoch: int) -> float:
-        """The learning rate of ``step`` (counted from 0 over the whole run)."""
+        """The learning rate of ``step`` (counted from 0 over the whole run).
+
+        Under ``"exponential-equivalent"`` that of the schedule it is equivalent to.
+        """
+        equivalent = self.lr_schedule == EXPONENTIAL_EQUIVALENT
+        schedule = self.equivalent_to if equivalent else self.lr_schedule
         progress = step / (steps_per_epoch * self.epochs)
-        if self.lr_schedule == "step":
+        if schedule == "step":
             factor = 0.1 ** ((progress >= 0.5) + (progress >= 0.75))
-        elif self.lr_schedule == "cosine":
+        elif schedule == "cosine":
             factor = (1 + math.cos(math.pi * min(progress, 1.0))) / 2
-        elif self.lr_schedule == "exponential":
+        elif schedule == "exponential":
             factor = self.learning_rate_decay ** (step // steps_per_epoch)
         else:
             factor = 1.0
         return self.learning_rate * factor
+
+    def largest_learning_rate(self) -> float:
+        """Over the whole run, of ``learning_rate_at``."""
+        return max(self.learning_rate, self.learning_rate_at(self.epochs - 1, steps_per_epoch=1))
 
 
 def _is_count(value: Any) -> bool:

@@ -31,7 +31,7 @@ from .training_config import TrainingConfig
 from .training_log import TrainingLog, write_training_curve
 
 if TYPE_CHECKING:
-    from .training import TrainingData
+    from .training_loop import TrainingData
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 MODEL_FILE = "model.safetensors"

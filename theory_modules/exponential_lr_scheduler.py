@@ -212,6 +212,11 @@ class ExponentialEquivalentLR(LRScheduler):
                 group["momentum"] = self._now.original.momentum
         self._finished = True
 
+    def suspend_(self) -> None:
+        """Put back the model's own eps and nothing else, as a run that is to be resumed leaves its model."""
+        for layer in self._layers:
+            layer.set_scale(1.0)
+
     def state_dict(self) -> dict[str, Any]:
         """Step and rescaling so far; the schedule itself is rebuilt by whoever resumes."""
         return {"last_epoch": self.last_epoch, "shift": self._shift, "step_count": self._step_count}

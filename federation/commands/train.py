@@ -48,7 +48,13 @@ def train(
     batch_size: Annotated[int, typer.Option(help="Images per step.")] = 64,
     learning_rate: Annotated[float, typer.Option(help="At the first step.")] = 0.05,
     optimizer: Annotated[str, typer.Option(help="sgd or adamw (try a learning rate of 0.001).")] = "sgd",
-    lr_schedule: Annotated[str, typer.Option(help="constant, step, cosine or exponential.")] = "cosine",
+    lr_schedule: Annotated[
+        str, typer.Option(help="constant, step, cosine, exponential or exponential-equivalent.")
+    ] = "cosine",
+    equivalent_to: Annotated[
+        str,
+        typer.Option(help="Schedule with weight decay whose functions exponential-equivalent computes."),
+    ] = "step",
     weight_decay: Annotated[float, typer.Option(help="Weight decay.")] = 5e-4,
     augment: Annotated[bool, typer.Option("--augment", help="Random crops and flips.")] = False,
     encode: Annotated[
@@ -94,6 +100,10 @@ def train(
     hides as much as InstaHide hides; an average of ten views regains accuracy
     and exposes the image ten times.
 
+    --lr-schedule exponential-equivalent trains without weight decay at a
+    growing rate and computes the same functions as --equivalent-to with it
+    (Li and Arora 2020); the model needs normalization, so not mlp.
+
     Exit codes: 0 trained · 1 the loss diverged · 2 wrong input · 4 damaged
     file · 130 interrupted (a checkpoint is kept: run the same command with
     --resume).
@@ -115,6 +125,7 @@ def train(
         learning_rate=learning_rate,
         optimizer=optimizer,
         lr_schedule=lr_schedule,
+        equivalent_to=equivalent_to,
         weight_decay=weight_decay,
         augment=augment,
         device=device,

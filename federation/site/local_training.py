@@ -12,6 +12,7 @@ from instahide.images import ImageSet
 from instahide.models import ImageClassifier
 from instahide.training_config import TrainingConfig
 
+from ..config import EXPONENTIAL_EQUIVALENT
 from ..messages import RoundRequest
 
 
@@ -38,7 +39,7 @@ def training_config(request: RoundRequest, *, device: str, threads: int) -> Trai
         momentum=request.momentum,
         weight_decay=request.weight_decay,
         optimizer=request.optimizer,
-        lr_schedule="constant",
+        lr_schedule=EXPONENTIAL_EQUIVALENT if _is_equivalent(request) else "constant",
         proximal_mu=request.proximal_mu,
         device=device,
         num_threads=threads,
@@ -46,15 +47,24 @@ def training_config(request: RoundRequest, *, device: str, threads: int) -> Trai
 
 
 def learning_rates(request: RoundRequest, num_examples: int) -> Callable[[int], float]:
-    """Step of this round → learning rate: the schedule runs over all rounds, not anew in each."""
+    """Step of this round → learning rate: the schedule runs over all rounds, not anew in each.
+
+    For ``exponential-equivalent`` these are the rates of the run with weight decay. Each round is converted
+    by itself: it begins and ends with weights at that run's scale, so sites that took different numbers of
+    steps are averaged like any others, and the whole run's functions are those of the original.
+    """
     whole_run = TrainingConfig(
         epochs=request.local_epochs * request.num_server_rounds,
         learning_rate=request.learning_rate,
-        lr_schedule=request.lr_schedule,
+        lr_schedule=request.equivalent_to if _is_equivalent(request) else request.lr_schedule,
     )
     steps_per_epoch = max(1, math.ceil(num_examples / request.batch_size))
     before = (request.server_round - 1) * request.local_epochs * steps_per_epoch
     return lambda step: whole_run.learning_rate_at(before + step, steps_per_epoch=steps_per_epoch)
+
+
+def _is_equivalent(request: RoundRequest) -> bool:
+    return request.lr_schedule == EXPONENTIAL_EQUIVALENT
 
 
 def check_finite(metrics: Mapping[str, int | float]) -> None:

@@ -60,6 +60,7 @@ OTHERWISE: dict[str, Any] = {
     "weight_decay": 0.0,
     "optimizer": "adamw",
     "lr_schedule": "step",
+    "equivalent_to": "cosine",
     "proximal_mu": 1.0,
     "encoding": "none",
     "encoding_mode": "mixup",

@@ -123,6 +123,7 @@ def _learning_rate(config: dict[str, Any], server_round: int, num_images: int) -
         epochs=config["local-epochs"] * config["num-server-rounds"],
         learning_rate=config["learning-rate"],
         lr_schedule=config["lr-schedule"],
+        equivalent_to=config.get("equivalent-to", "step"),
     )
     steps = max(1, -(-num_images // config["batch-size"]))
     first = (server_round - 1) * config["local-epochs"] * steps

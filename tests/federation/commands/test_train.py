@@ -158,3 +158,21 @@ def test_images_without_labels_are_refused_with_what_to_do(tmp_path: Path) -> No
     refused = run(tmp_path / "x.npz", "--out", tmp_path / "run", *QUICK).exception
     assert isinstance(refused, InvalidInputError)
     assert "y_train" in refused.hint
+
+
+def test_an_equivalent_schedule_leaves_the_model_of_the_schedule_with_weight_decay(
+    with_splits: Path, tmp_path: Path
+) -> None:
+    schedule = ("--lr-schedule", "exponential-equivalent", "--weight-decay", "0.02")
+    whole = ("--batch-size", "96", *QUICK[:2], *QUICK[4:-1])  # one batch: the order of images is nothing
+    ours = run(with_splits, "--out", tmp_path / "ours", *whole, *schedule, "--equivalent-to", "cosine")
+    assert ours.exit_code == 0, ours.output
+    theirs = run(with_splits, "--out", tmp_path / "theirs", *whole, "--weight-decay", "0.02")
+    assert theirs.exit_code == 0, theirs.output
+    mine, other = (load_model(tmp_path / name / "model.safetensors") for name in ("ours", "theirs"))
+    for name, value in other.state_dict().items():
+        assert (mine.state_dict()[name] - value).abs().max() < 1e-4, name
+    refused = run(with_splits, "--out", tmp_path / "mlp", "--model", "mlp", *QUICK, *schedule)
+    assert isinstance(refused.exception, InvalidInputError)
+    assert "may be rescaled" in str(refused.exception)
+    assert not (tmp_path / "mlp/model.safetensors").exists()
