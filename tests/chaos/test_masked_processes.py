@@ -110,8 +110,8 @@ def test_a_masked_run_is_resumed_with_sites_that_were_left_in_a_session(
 
 
 BAD_LINKS = {
-    "a reset every 2 s": {"resets_every": 2.0},
-    "a changed bit every 2 s": {"changes_every": 2.0},
+    "a reset every 5 s": {"resets_every": 5.0},
+    "a changed bit every 5 s": {"changes_every": 5.0},
 }
 
 
@@ -119,7 +119,11 @@ BAD_LINKS = {
 def test_a_masked_run_completes_over_a_bad_link(
     bad: str, federation: RealFederation, chaos: Recorder
 ) -> None:
-    """All three hospitals are behind it. A changed bit is found by TLS, which gives up the connection."""
+    """All three hospitals are behind it. A changed bit is found by TLS, which gives up the connection.
+
+    Where the answer to "here is my reply" is lost, the coordinator waits minutes for that reply's content
+    (Flower 1.41); the round goes on without it.
+    """
     name = "masked-link-" + bad.split()[1]
     federation.wait_until_online()
     links = [hospital.link for hospital in federation.hospitals.values()]
@@ -130,8 +134,8 @@ def test_a_masked_run_completes_over_a_bad_link(
                 setattr(link, key, value)
         timer = Timer()
         try:
-            run_id = federation.start_run(name, num_server_rounds=3, **MASKED)
-            status = federation.wait_for_end(run_id, 600.0)
+            run_id = federation.start_run(name, num_server_rounds=3, round_deadline=40.0, **MASKED)
+            status = federation.wait_for_end(run_id, 1200.0)
         finally:
             for link in links:
                 link.resets_every = link.changes_every = 0.0
