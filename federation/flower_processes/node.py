@@ -41,6 +41,7 @@ from ..supervision import ManagedProcess, RestartedProcess
 from .environment import OFFLINE_SWITCHES, flower_environment
 from .polling import SHORTEST, NodeClock, install, look_again_soon
 from .receiving import guard
+from .sending import guard as guard_sending
 
 log = logging.getLogger("node")
 
@@ -192,6 +193,7 @@ def run_node(settings: NodeSettings) -> int:
     look_again_soon(loop)
     receiving = threading.Lock()
     guard(receiving, loop)
+    guard_sending(loop)
     secret = secrets.token_bytes(32)
     state = NodeStateFactory(objectstore_factory=ObjectStoreFactory())
     address, stop_runtime = _serve_runtime(state, secret)
