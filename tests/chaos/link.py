@@ -23,14 +23,13 @@ class BadLink:
         bytes_per_second: of one direction of one connection; 0 is no limit.
         silent: nothing passes, nothing is closed.
         resets_every: mean seconds between two resets of a random connection; 0 is none.
-        changes_every: seconds after which one bit of the next piece is changed, again and again; 0 is never.
+        change_next: one bit of the next piece is changed, once.
     """
 
     def __init__(self, target: tuple[str, int]) -> None:
         self._target = target
         self.delay, self.bytes_per_second, self.resets_every = 0.0, 0.0, 0.0
-        self.changes_every, self._changed_at = 0.0, time.monotonic()
-        self.silent = False
+        self.silent = self.change_next = False
         self.changes = 0
         self.resets = self.connections = self.bytes_passed = 0
         self._open: set[socket.socket] = set()
@@ -71,9 +70,9 @@ class BadLink:
 
     def _perhaps_changed(self, data: bytes) -> bytes:
         with self._lock:
-            if not self.changes_every or time.monotonic() - self._changed_at < self.changes_every:
+            if not self.change_next:
                 return data
-            self._changed_at = time.monotonic()
+            self.change_next = False
             self.changes += 1
         changed = bytearray(data)
         changed[len(data) // 2] ^= 1
