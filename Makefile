@@ -26,7 +26,7 @@ setup: $(STAMP)
 
 # flwr brings uv along, so the same pinned uv that installs everything stays in the environment.
 # uv takes torch and torchvision as one matching pair from the package index; pip may not.
-$(STAMP): pyproject.toml constraints.txt instahide/_mixing_kernel.c $(wildcard theory_modules/_kernel_*.[ch])
+$(STAMP): pyproject.toml constraints.txt instahide/_mixing_kernel.c $(wildcard theory_modules/_*.[ch])
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11, 3.12 or 3.13 found"; echo "hint: install one, or call make PYTHON=/path/to/python3.11"; exit 2; }
 	@echo "setting up $(VENV) with $(PYTHON) (about 5 GB, mostly torch; a minute or two)"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -35,6 +35,7 @@ $(STAMP): pyproject.toml constraints.txt instahide/_mixing_kernel.c $(wildcard t
 	$(BIN)/python -c "import torch, torchvision, flwr, instahide, federation, theory_modules; print('torch', torch.__version__, '· torchvision', torchvision.__version__, '· flwr', flwr.__version__)"
 	$(BIN)/python -c "from instahide.mixing_kernel import active_path; print('encoder path:', active_path())"
 	$(BIN)/python -c "from theory_modules.kernel_loops import active_path; print('kernel path:', active_path())"
+	$(BIN)/python -c "from theory_modules.svm_grid import active_path; print('support vector path:', active_path())"
 	@touch $@
 
 check: setup

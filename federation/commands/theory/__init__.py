@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from . import complete, exponential_lr
+from . import complete, exponential_lr, ntk
 
 app = typer.Typer(
     help="The theory back end: kernels, factorization, learning-rate schedules.", no_args_is_help=True
@@ -18,3 +18,4 @@ def theory() -> None:
 
 app.command("complete")(complete.complete)
 app.command("exp-lr")(exponential_lr.exponential_lr)
+app.command("ntk")(ntk.ntk)
