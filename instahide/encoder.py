@@ -27,8 +27,8 @@ from .coefficients import draw_coefficients, mix_labels
 from .dp_encoding import clipped_weights, norm_factors, with_noisy_images, with_noisy_labels
 from .encoded_dataset import EncodedDataset
 from .encoder_config import EncoderConfig
-from .errors import InvalidInputError
-from .images import ImageSet
+from .errors import InvalidInputError, RefusedError
+from .images import TOO_FEW_NUMBERS, ImageSet
 from .mixing_kernel import (
     Recipe,
     Sources,
@@ -76,7 +76,7 @@ class Encoder:
 
     Raises:
         InvalidInputError: data the law cannot be applied to; the message says what and why.
-        RefusedError: coefficient bounds that practically no draw meets.
+        RefusedError: coefficient bounds that practically no draw meets; rows of a table without noise.
 
     Warns:
         FewPixelsWarning: images with fewer than 128 values.
@@ -304,6 +304,11 @@ def check_private(config: EncoderConfig, private: ImageSet) -> None:
     if private.labels is None:
         raise InvalidInputError(
             "the private images have no labels", hint="give ImageSet(images=..., labels=...)"
+        )
+    if private.is_table and not config.has_noise:
+        raise RefusedError(
+            TOO_FEW_NUMBERS,
+            hint='train on the rows as they are, with differential privacy (mode "dp" for files, DP-SGD)',
         )
     if len(private) < config.num_private:
         raise InvalidInputError(

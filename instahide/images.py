@@ -18,6 +18,12 @@ from numpy.typing import NDArray
 
 from .errors import InvalidInputError
 
+TOO_FEW_NUMBERS = (
+    "rows of a table cannot be hidden by encoding: a sign mask of so few numbers can be guessed, and columns "
+    "with two or three possible values tell when a guess at the mixture is right"
+)
+"""Why ``ImageSet.is_table`` and an encoding do not go together."""
+
 MAX_PIXELS_PER_IMAGE = 64_000_000
 """Images above this are refused: 64 megapixels is beyond any radiograph we know of."""
 
@@ -64,6 +70,11 @@ class ImageSet:
         """(C, H, W)."""
         _, channels, height, width = self.images.shape
         return int(channels), int(height), int(width)
+
+    @property
+    def is_table(self) -> bool:
+        """Rows of a table in the form of ``readers.tabular`` (1 × 2 × d): no picture is two pixels high."""
+        return self.image_shape[:2] == (1, 2)
 
     @property
     def num_classes(self) -> int:

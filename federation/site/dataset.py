@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from instahide.atomic import atomic_write_text
 from instahide.errors import IntegrityError, InvalidInputError, RefusedError
-from instahide.images import ImageSet
+from instahide.images import TOO_FEW_NUMBERS, ImageSet
 
 from ..messages import RoundRequest
 from .worker_config import WorkerConfig
@@ -65,7 +65,7 @@ class SiteData:
         return self.training.class_names or ()
 
     def check_fits(self, request: RoundRequest) -> None:
-        """Raise RefusedError unless ``request`` names this site's classes and image shape."""
+        """Raise RefusedError unless ``request`` is for data like this site's: classes, shape, encodable."""
         if request.class_names != self.class_names:
             raise RefusedError(
                 "the run's class names are not this site's",
@@ -76,6 +76,11 @@ class SiteData:
                 f"the run has images of shape {list(request.image_shape)}; this site's are "
                 f"{list(self.training.image_shape)}",
                 hint="set image-shape to the size agreed for the federation",
+            )
+        if self.training.is_table and request.encoding != "none":
+            raise RefusedError(
+                TOO_FEW_NUMBERS,
+                hint="set encoding to none; secure-aggregation and differential-privacy example protect rows",
             )
 
 

@@ -75,7 +75,7 @@ def train_local(
         absolute_input=request.absolute_input,
         initialization_seed=request.initialization_seed,
     )
-    encoder = build_encoder(law_of(request), data)
+    encoder = None if data.training.is_table else build_encoder(law_of(request), data)
     source = _source(request, data, encoder, max_exposures)
     config = training_config(request, device=device, threads=threads)
     seconds, loss = 0.0, 0.0
@@ -89,9 +89,10 @@ def train_local(
     return LocalResult(metrics, read_weights(model))
 
 
-def _source(request: RoundRequest, data: SiteData, encoder: Encoder, max_exposures: int | None) -> Any:
+def _source(request: RoundRequest, data: SiteData, encoder: Encoder | None, max_exposures: int | None) -> Any:
     if request.encoding == "none":
         return data.training
+    assert encoder is not None  # check_fits refuses to encode a table
     return EncodedEpochs(encoder, data.training, ledger=None, max_fresh=max_exposures).next_epoch
 
 

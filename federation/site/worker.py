@@ -220,7 +220,7 @@ def _warn_early(site: Site) -> None:
             Encoder(EncoderConfig(num_mixed=1, num_private=1), private=site.data.training)
         for warning in caught:
             logger.warning("%s", warning.message)
-    except InvalidInputError as error:
+    except (InvalidInputError, RefusedError) as error:
         logger.warning("these images cannot be encoded: %s", error.message)
 
 

@@ -7,6 +7,7 @@
     load_images("cifar-10-batches-py/")      python or binary batches
     load_images("manifest.csv")              path,label[,subject_id][,split]; or a folder holding one
     load_images("studies/")                  DICOM files, by class folder or CSV (extra ``dicom``)
+    load_images("heart.csv")                 numbers with gaps, columns.toml beside them (``readers.tabular``)
 
 Safe by default: pictures only in listed formats, sizes checked before memory is taken, no link
 followed, no pickle, nothing outside the folder. Files that cannot be used are set aside with a
@@ -134,6 +135,10 @@ def read_images(
     check_fraction(max_bad_fraction)
     catalogue = find_catalogue(Path(path), limits)
     part = _choose(catalogue, split)
+    if catalogue.format == "table of numbers" and how.changes_pixels:
+        raise InvalidInputError(
+            "rows of a table have no size or colour to change", hint="leave out image_size and channels"
+        )
     if isinstance(part, ArrayPart):
         images: ImageSet | None = assemble_array(part, catalogue.class_names, how)
         quarantined = catalogue.quarantined

@@ -9,7 +9,10 @@ from ..errors import InvalidInputError
 from .catalogue import Catalogue
 from .limits import Limits, display_name
 
-KNOWN = "a folder of pictures, .npz, .npy, .csv, idx (*-images-idx3-ubyte, .gz too) or CIFAR batches"
+KNOWN = (
+    "a folder of pictures, .npz, .npy, .csv, idx (*-images-idx3-ubyte, .gz too), CIFAR batches, or a table "
+    "of numbers with columns.toml beside it"
+)
 
 
 def find_catalogue(path: Path, limits: Limits) -> Catalogue:
@@ -58,6 +61,7 @@ def _of_folder(root: Path, limits: Limits) -> Catalogue:
 def _of_file(file: Path, limits: Limits) -> Catalogue:
     from .cifar import BATCH_NAMES, read_cifar
     from .idx import IMAGE_FILE, read_idx
+    from .table_form import form_of
 
     suffix = file.suffix.lower()
     if suffix == ".npz":
@@ -68,6 +72,10 @@ def _of_file(file: Path, limits: Limits) -> Catalogue:
         from .arrays import read_npy_file
 
         return read_npy_file(file, limits)
+    if suffix in (".csv", ".tsv", ".data") and form_of(file, limits) is not None:
+        from .tabular import read_numbers
+
+        return read_numbers(file, limits)
     if suffix == ".csv":
         from .table import read_table
 
