@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -34,6 +35,13 @@ def verbs(command: click.Command | None = None, path: tuple[str, ...] = ()) -> I
 
 
 ALL_VERBS = sorted(verbs())
+
+
+def docstring(words: tuple[str, ...]) -> str:
+    command: Any = typer.main.get_command(cli.app)
+    for word in words:
+        command = command.commands[word]
+    return command.callback.__doc__ or ""
 
 
 def instahide(*words: object, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -69,6 +77,8 @@ def test_every_verb_explains_itself_with_an_example(
     ]
     assert examples, "the help has no example"
     assert shown.err == ""
+    for header in re.findall(r"^\s*\\?(\[[\w.-]+\])\s*$", docstring(words), flags=re.MULTILINE):
+        assert header in shown.out, f"the help swallowed {header}: write it with a backslash"
 
 
 def test_every_verb_that_ends_can_speak_json() -> None:

@@ -37,16 +37,16 @@ def curve(
     format: Format = OutputFormat.text,
     fail_on_leak: FailOnLeak = False,
 ) -> None:
-    """Encode your images under settings that differ in one number, and attack each.
+    r"""Encode your images under settings that differ in one number, and attack each.
 
     Along releases the answer is how many encodings of an image you can afford
     before this attack rebuilds it. A settings file:
 
-        [data]
+        \[data]
         private = "scans/"
         public = "patches/"
         num-private-images = 100
-        [encoding]
+        \[encoding]
         num-mixed = 4
 
     Exit codes: 0 measured · 2 wrong input · 3 leaks, with --fail-on-leak.
