@@ -328,6 +328,24 @@ static int64_t NAME(fully_connected)(const JOB(FullyConnectedJob) *job, REAL *ti
     return found;
 }
 
+/* out (columns, rows) <- the transpose of tile (rows, columns), in squares that stay in the first-level cache. */
+static void NAME(transpose)(const REAL *tile, int64_t stride, int64_t rows, int64_t columns, REAL *out,
+                            int64_t out_stride)
+{
+    for (int64_t j0 = 0; j0 < columns; j0 += LANES)
+        for (int64_t i0 = 0; i0 < rows; i0 += LANES) {
+            const int64_t j1 = j0 + LANES < columns ? j0 + LANES : columns;
+            if (i0 + LANES <= rows)
+                for (int64_t j = j0; j < j1; j++)
+                    for (int64_t i = 0; i < LANES; i++)
+                        out[j * out_stride + i0 + i] = tile[(i0 + i) * stride + j];
+            else
+                for (int64_t j = j0; j < j1; j++)
+                    for (int64_t i = i0; i < rows; i++)
+                        out[j * out_stride + i] = tile[i * stride + j];
+        }
+}
+
 /* Norms of images from their channels' summed squares (N, P): n_1 = sqrt(box), n_{h+1}^2 = box(n_h^2) / 9. */
 static void NAME(norms)(const double *squares, int64_t count, int32_t height, int32_t width, int32_t num_relus,
                         REAL *norms, REAL *inverses, double *scratch)

@@ -175,6 +175,17 @@ int64_t fully_connected_double(int32_t machine, const double_FullyConnectedJob *
     return PICK(machine, double_fully_connected, job, tile, stride, rows, columns, flagged);
 }
 
+void transpose_single(int32_t machine, const float *tile, int64_t stride, int64_t rows, int64_t columns, float *out,
+                      int64_t out_stride)
+{
+    PICK(machine, single_transpose, tile, stride, rows, columns, out, out_stride);
+}
+void transpose_double(int32_t machine, const double *tile, int64_t stride, int64_t rows, int64_t columns, double *out,
+                      int64_t out_stride)
+{
+    PICK(machine, double_transpose, tile, stride, rows, columns, out, out_stride);
+}
+
 void norms_single(int32_t machine, const double *squares, int64_t count, int32_t height, int32_t width,
                   int32_t num_relus, float *norms, float *inverses, double *scratch)
 {

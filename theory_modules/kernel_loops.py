@@ -115,6 +115,16 @@ class ColumnBlock:
         return out[:, : self.count]
 
 
+def transpose_in_c(tile: torch.Tensor, out: torch.Tensor) -> None:
+    """``out`` (m, n) becomes the transpose of ``tile`` (n, m); both of unit stride along their rows."""
+    library = _library()
+    assert library is not None
+    assert tile.shape == out.shape[::-1]
+    assert tile.stride(1) == out.stride(1) == 1
+    call = getattr(library, f"transpose_{_SUFFIX[tile.dtype]}")
+    call(_machine(), tile.data_ptr(), tile.stride(0), *tile.shape, out.data_ptr(), out.stride(0))
+
+
 def norms_in_c(
     squares: torch.Tensor, num_relus: int, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -231,6 +241,11 @@ def _with_types(library: ctypes.CDLL) -> ctypes.CDLL:
             ctypes.c_void_p,
         ]
         scalar.restype = ctypes.c_int64
+        transpose: Any = getattr(library, f"transpose_{suffix}")
+        transpose.argtypes = [
+            ctypes.c_int32, ctypes.c_void_p, *3 * [ctypes.c_int64], ctypes.c_void_p, ctypes.c_int64,
+        ]  # fmt: skip
+        transpose.restype = None
         norms: Any = getattr(library, f"norms_{suffix}")
         norms.argtypes = [
             ctypes.c_int32, ctypes.c_void_p, ctypes.c_int64, *3 * [ctypes.c_int32], *3 * [ctypes.c_void_p],

@@ -29,7 +29,7 @@ import torch
 from numpy.typing import NDArray
 
 from .kernel_input import KernelInputError, checked_dtype, checked_pair, checked_whole, like
-from .kernel_loops import ScalarFunctionTile, has_loops
+from .kernel_loops import ScalarFunctionTile, has_loops, transpose_in_c
 from .kernel_memory import allocate
 from .ntk_recursion import Start, layers, tangent_kernel
 from .ntk_scalar_function import THRESHOLD, ScalarFunction, scalar_function
@@ -241,7 +241,11 @@ class _Filler:
             square.copy_(square.triu() + square.triu(1).T)
         if j1 > i1:
             first = max(i1, j0)
-            self._out[first:j1, i0:i1] = tile[:, first - j0 :].T
+            above, below = tile[:, first - j0 :], self._out[first:j1, i0:i1]
+            if self._in_c:
+                transpose_in_c(above, below)
+            else:
+                below.copy_(above.T)
 
 
 def _start_of_pairs(rows: _Rows, columns: _Rows, i: torch.Tensor, j: torch.Tensor) -> Start:

@@ -250,7 +250,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "NaN": (lambda: convolutional_ntk(np.full((2, 1, 3, 3), np.nan), depth=2), "x1[0] holds a NaN"),
     "depth 1": (lambda: convolutional_ntk(pictures(2), depth=1), "depth is 1; give a whole number"),
-    "an unknown pooling": (lambda: convolutional_ntk(pictures(2), depth=2, pooling="max"), "pooling is 'max'"),
+    "an unknown pooling": (lambda: convolutional_ntk(pictures(2), depth=2, pooling="max"), "'max'"),
     "local without a radius": (
         lambda: convolutional_ntk(pictures(2), depth=2, pooling="local"), "pooling_radius is missing"
     ),
