@@ -132,7 +132,8 @@ class Comparison:
             line += f"last rate {last:.3g}"
             if arm != ARMS[0]:
                 mean, low, high = self.difference(arm)
-                line += f"; minus step decay {mean:+.4f} (95 % {low:+.4f} to {high:+.4f})"
+                line += f"; minus step decay {mean:+.4f}"
+                line += "" if math.isinf(low) else f" (95 % {low:+.4f} to {high:+.4f})"
                 early, late = self.loss_distance(arm, 20), self.loss_distance(arm)
                 line += f"; training losses apart by {early:.1e} in 20 steps, {late:.1e} in all"
             lines.append(line)

@@ -142,6 +142,12 @@ def paired_interval(differences: FloatArray) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
+def in_words(interval: tuple[float, float, float]) -> str:
+    """Mean and 95 % interval; one value has none."""
+    mean, low, high = interval
+    return f"{mean:+.3f}" + ("" if math.isinf(low) else f" (95 % {low:+.3f} to {high:+.3f})")
+
+
 def imputation_errors(
     X: FloatArray,
     *,
@@ -203,8 +209,7 @@ def lines(errors: Sequence[ImputationError]) -> list[str]:
         seen, unseen = np.mean(error.seen), np.mean(error.unseen)
         line = f"{error.method:12s} rows of fit {seen:.3f}, other rows {unseen:.3f}"
         if error is not errors[0]:
-            mean, low, high = error.minus(errors[0])
-            line += f"; minus {errors[0].method} {mean:+.3f} (95 % {low:+.3f} to {high:+.3f})"
+            line += f"; minus {errors[0].method} {in_words(error.minus(errors[0]))}"
         shown.append(line)
     return shown
 

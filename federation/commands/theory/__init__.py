@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from . import complete, exponential_lr, ntk
+from . import complete, exponential_lr, impute, ntk
 
 app = typer.Typer(
     help="The theory back end: kernels, factorization, learning-rate schedules.", no_args_is_help=True
@@ -18,4 +18,5 @@ def theory() -> None:
 
 app.command("complete")(complete.complete)
 app.command("exp-lr")(exponential_lr.exponential_lr)
+app.command("impute")(impute.impute)
 app.command("ntk")(ntk.ntk)

@@ -1,0 +1,90 @@
+"""A federation in one process is the federation: the same rounds, the same sites, the same mean."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from federation.config import RunConfig
+from federation.simulation import simulate
+from federation.site.dataset import SiteData
+from federation.site.weights import read_weights
+from instahide.errors import FederationError, InvalidInputError
+from instahide.images import ImageSet
+from instahide.models import build_model
+from instahide.training import train
+from instahide.training_config import TrainingConfig
+
+CONFIG = RunConfig(
+    model="mlp",
+    encoding="none",
+    evaluate=False,
+    num_server_rounds=1,
+    local_epochs=3,
+    batch_size=64,
+    minimum_sites=2,
+)
+
+
+def data(count: int, seed: int, shape: tuple[int, int] = (4, 4)) -> SiteData:
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % 2
+    pixels = (rng.integers(0, 100, (count, *shape)) + 100 * labels[:, None, None]).astype(np.uint8)
+    images = ImageSet(pixels, labels)
+    return SiteData(images, images.subset(np.arange(4)))
+
+
+def test_one_round_is_the_weighted_mean_of_what_the_sites_train(tmp_path: Path) -> None:
+    """All images of a site in one batch, so that their order, which no one fixes, is nothing."""
+    sites = {"north": data(20, 1), "south": data(60, 2)}
+    found = read_weights(simulate(CONFIG, sites, tmp_path))
+    expected = {name: np.zeros_like(array, dtype=np.float64) for name, array in found.items()}
+    for site in sites.values():
+        model = build_model("mlp", image_shape=(1, 4, 4), num_classes=2)
+        config = TrainingConfig(epochs=3, batch_size=64, lr_schedule="constant", device="cpu", num_threads=1)
+        train(model, site.training, config)
+        for name, array in read_weights(model).items():
+            expected[name] += array.astype(np.float64) * len(site.training) / 80
+    for name, array in found.items():
+        assert np.allclose(array, expected[name], atol=1e-6), name
+
+
+def test_rounds_learn_what_the_sites_have_in_common(tmp_path: Path) -> None:
+    config = RunConfig.from_mapping(CONFIG.to_mapping() | {"num-server-rounds": 10})
+    sites = {"north": data(40, 1), "south": data(40, 2)}
+    model = simulate(config, sites, tmp_path)
+    images = data(50, 3).training
+    with torch.no_grad():
+        found = model(torch.as_tensor(images.images).float() / 127.5 - 1).argmax(1).numpy()
+    assert (found == images.labels).mean() > 0.9
+    assert not model.training
+
+
+def test_each_site_keeps_its_own_records(tmp_path: Path) -> None:
+    simulate(CONFIG, {"north": data(20, 1), "south": data(20, 2)}, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"coordinator", "site-1", "site-2"}
+    assert "update-sent" in (tmp_path / "site-2" / "audit.jsonl").read_text()
+    assert (tmp_path / "coordinator" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("sites", "settings", "message"),
+    [
+        ({}, {}, "0 sites"),
+        ({"a": data(9, 1), "b": data(9, 2, (4, 5))}, {}, "2 kinds"),
+        ({"a": data(9, 1), "b": data(9, 2)}, {"secure-aggregation": True}, "nobody to hide"),
+    ],
+)
+def test_what_cannot_be_simulated_is_refused(
+    sites: dict[str, SiteData], settings: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        simulate(RunConfig.from_mapping(CONFIG.to_mapping() | settings), sites, tmp_path)
+
+
+def test_too_few_sites_end_the_run_as_they_would_a_real_one(tmp_path: Path) -> None:
+    with pytest.raises(FederationError):
+        simulate(CONFIG, {"north": data(20, 1)}, tmp_path)

@@ -1,0 +1,109 @@
+"""Hospitals with gaps in their tables, filled in and trained on, alone and together."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from federation import cli
+from federation.table_study import NONE, StudySettings, _site, draw, read_hospitals, run_study
+from instahide.errors import InvalidInputError
+from theory_modules.imputation_comparison import ImputationError
+
+COLUMNS = 5
+FORM = """
+label = "ill"
+[classes]
+"0" = "absent"
+"1" = "present"
+""" + "".join(f'[[columns]]\nname = "c{i}"\nlow = -3\nhigh = 3\n' for i in range(COLUMNS))
+FORM += '[[columns]]\nname = "ill"\n'
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three hospitals, columns that go together, illness where they are high; a tenth is missing."""
+    (tmp_path / "columns.toml").write_text(FORM)
+    for seed, (name, count) in enumerate({"anna": 60, "bern": 40, "cork": 80}.items()):
+        rng = np.random.default_rng(seed)
+        hidden = rng.standard_normal((count, 1))
+        values = hidden + 0.5 * rng.standard_normal((count, COLUMNS))
+        rows = [
+            [*("" if rng.random() < 0.1 else f"{value:.3f}" for value in row), str(int(h > 0))]
+            for row, (h,) in zip(values, hidden, strict=True)
+        ]
+        if name == "cork":
+            rows = [["", *row[1:]] for row in rows]  # a column this hospital never measures
+        (tmp_path / f"{name}.csv").write_text("\n".join(",".join(row) for row in rows) + "\n")
+    (tmp_path / "notes.txt").write_text("not a table")
+    return tmp_path
+
+
+def test_every_table_of_a_folder_is_a_hospital(folder: Path) -> None:
+    tables = read_hospitals(folder)
+    assert {name: len(table) for name, table in tables.items()} == {"anna": 60, "bern": 40, "cork": 80}
+
+
+def test_fewer_than_two_hospitals_are_no_study(folder: Path) -> None:
+    for name in ("anna.csv", "bern.csv"):
+        (folder / name).unlink()
+    with pytest.raises(InvalidInputError, match="1 tables"):
+        read_hospitals(folder)
+    with pytest.raises(InvalidInputError, match="no folder"):
+        read_hospitals(folder / "absent")
+
+
+@pytest.mark.parametrize("method", [NONE, "mean", "depth 2"])
+def test_gaps_are_filled_in_from_the_training_rows_alone(folder: Path, method: str) -> None:
+    table = read_hospitals(folder)["cork"]
+    training, test = table.rows(np.arange(50)), table.rows(np.arange(50, 80))
+    whole = _site((training, test), method, 0)
+    part = _site((training, test.rows(np.arange(5))), method, 0)
+    assert np.array_equal(whole.test.images[:5], part.test.images)
+    marks = whole.training.images[:, 0, 1]
+    assert marks.any() == (method == NONE)
+    assert (whole.training.images[:, 0, 0, 0] == 128).all()  # never measured: the middle of the range
+
+
+def test_models_alone_and_together_beat_the_more_frequent_class(folder: Path) -> None:
+    settings = StudySettings(num_rounds=4)
+    result = run_study(read_hospitals(folder), methods=("mean", "depth 2"), seeds=(0, 1), settings=settings)
+    mean, deep = result.methods
+    assert np.mean(result.majority) < 0.7
+    assert min(*mean.alone_overall, *mean.federated_overall, *deep.federated_overall) > 0.75
+    assert len(mean.alone["anna"]) == 2
+    # Overall counts every test row once: 18, 12 and 24 of them.
+    by_hospital = np.array([deep.federated[name] for name in ("anna", "bern", "cork")])
+    assert deep.federated_overall == pytest.approx((np.array([18, 12, 24]) / 54) @ by_hospital)
+    assert "minus mean" in result.lines()[2]
+
+
+def test_the_picture_has_errors_and_accuracies(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    study = run_study(
+        read_hospitals(folder), methods=("mean",), seeds=(0,), settings=StudySettings(num_rounds=1)
+    )
+    draw({"anna": [ImputationError("mean", [1.0], [1.0])]}, study, tmp_path / "p")
+    assert (tmp_path / "p").read_bytes().startswith(b"\x89PNG")
+
+
+def test_by_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["theory", "impute", "--seeds", "1", "--no-train", "--format", "json", "--data"]
+    assert cli.run([*words, str(folder)]) == 0
+    result = json.loads(capsys.readouterr().out)["result"]
+    assert set(result["imputation"]) == {"anna", "bern", "cork", "pooled"}
+    errors = {error["method"]: error["unseen"][0] for error in result["imputation"]["pooled"]}
+    assert errors["depth 2"] < 0.85 * errors["mean"]
+    assert result["training"] is None
+
+
+def test_a_folder_without_tables_is_said_in_two_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["theory", "impute", "--data", str(tmp_path)]) == 2
+    error, hint = capsys.readouterr().err.splitlines()
+    assert "0 tables" in error
+    assert "columns.toml" in hint
