@@ -215,3 +215,11 @@ def _imbalance(layers: list[Tensor]) -> float:
         gram = below @ below.T
         errors.append(float((above.T @ above - gram).abs().max() / gram.abs().max()))
     return max(errors)
+
+
+if __name__ == "__main__":
+    import sys
+
+    from .matrix_completion_experiments import main
+
+    main(["--experiment", "dynamics", *sys.argv[1:]])

@@ -114,3 +114,20 @@ def tapered_exponential(
         now = schedule.original(start)
         growth_root(now.learning_rate, now.momentum, now.weight_decay, smaller=smaller_root)
     return schedule
+
+
+def main() -> None:
+    """The published growth, and a tapered schedule's rates around its drops."""
+    growth = growth_root(0.1, 0.9, 5e-4) ** -2
+    print("PreResNet32, CIFAR-10, rate 0.1, momentum 0.9, weight decay 5e-4, 391 steps an epoch")
+    print(f"growth an epoch: {growth**391:.7f} (published 1.481)")
+    schedule = tapered_exponential(
+        lr=0.1, momentum=0.9, weight_decay=5e-4, drops={80 * 391: 0.1, 120 * 391: 0.1}
+    )
+    rates = schedule.log2_learning_rates(160 * 391) * math.log10(2)
+    for epoch in (0, 40, 79, 80, 119, 120, 159):
+        print(f"epoch {epoch:3d}: rate 10^{rates[epoch * 391]:.2f}")
+
+
+if __name__ == "__main__":
+    main()

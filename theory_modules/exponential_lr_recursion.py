@@ -250,3 +250,23 @@ _RULES: dict[str, Callable[[Ray, int, Hyperparameters], EquivalentStep]] = {
     "sgdw": _sgdw,
     "adamw": _adamw,
 }
+
+
+def main() -> None:
+    """What each optimiser's run without decay does in its first steps."""
+    now = Hyperparameters(0.1, 0.9, 5e-3)
+    print("rate 0.1, momentum 0.9, weight decay 5e-3, constant; the run without weight decay")
+    for optimizer in OPTIMIZERS:
+        print(f"{optimizer}: weight decay x rate at most {largest_decay(optimizer, now.momentum):.6g}")
+        ray = Ray()
+        for index in range(4):
+            step = advance(optimizer, ray, index, now)
+            print(
+                f"  step {index}: rate {step.learning_rate.value():.8f}, momentum {step.momentum:.8f}, "
+                f"buffer x {step.buffer_factor:.8f}, then weights x {step.after.scale.value():.8f}"
+            )
+            ray = step.after
+
+
+if __name__ == "__main__":
+    main()

@@ -111,3 +111,18 @@ def _solve_decays(rates: FloatArray, chosen: FloatArray, momenta: FloatArray) ->
         solved[step] = c - gamma * kappa
         scale, kappa = after, c * after / scale if gamma or kappa else 0.0
     return solved
+
+
+def main() -> None:
+    """Which decaying rate a rate grown by 1 % a step amounts to, and back again."""
+    rates = 0.1 * 1.01 ** np.arange(500)
+    found = decay_equivalent(rates, momentum=0.9, weight_decay=5e-3)
+    print("no decay, momentum 0.9, rate 0.1 growing by 1 % a step = weight decay 5e-3 at the rate")
+    for step in (0, 10, 100, 499):
+        print(f"  step {step:3d}: {found.learning_rates[step]:.6f} (grown {rates[step]:.4f})")
+    back = found.equivalent().learning_rates(len(rates))
+    print(f"there and back: {np.abs(back / rates - 1).max():.1e}")
+
+
+if __name__ == "__main__":
+    main()

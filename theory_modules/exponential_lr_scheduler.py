@@ -364,3 +364,9 @@ def _check_optimizer(optimizer: torch.optim.Optimizer, schedule: EquivalentSched
                     f"parameter group {number} has {key}={group[key]!r}, the schedule starts with {value!r}\n"
                     "hint: build the optimiser with the original run's values; the scheduler changes them"
                 )
+
+
+if __name__ == "__main__":
+    from .exponential_lr_demo import main
+
+    main()

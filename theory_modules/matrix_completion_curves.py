@@ -138,3 +138,11 @@ def draw_curve(rows: list[Row], path: Path) -> None:
     axes.set(xlabel="known", ylabel="mean square error over all entries")
     axes.legend()
     figure.savefig(path, format="png", dpi=130)
+
+
+if __name__ == "__main__":
+    import sys
+
+    from .matrix_completion_experiments import main
+
+    main(["--experiment", "rank5", *sys.argv[1:]])

@@ -143,3 +143,11 @@ class _Run:
 
     def matrix(self) -> FloatArray:
         return self._chain.forward()[0].double().numpy()
+
+
+if __name__ == "__main__":
+    import sys
+
+    from .matrix_completion_experiments import main
+
+    main(["--experiment", "movielens", *sys.argv[1:]])

@@ -114,3 +114,9 @@ def velocity(layers: FloatArray) -> FloatArray:
         out[j] = -signal @ below[j].T
         signal = layers[j].T @ signal
     return out
+
+
+if __name__ == "__main__":
+    from .matrix_completion_experiments import main
+
+    main(["--experiment", "norm-blow-up"])

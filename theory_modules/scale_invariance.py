@@ -272,3 +272,25 @@ def _hint(index: int, names: list[str], heads: set[int], basis: NDArray[np.float
         if partners:
             return f"only trades against {partners[0]}: put a normalisation between them"
     return "no normalisation undoes its scale: put one behind it, or keep the original rate and decay"
+
+
+def main() -> None:
+    """Reports on three networks: nothing converts, some tensors do, everything but the head does."""
+    from .pre_activation_resnet import PreActivationResNet
+
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    normalised = nn.Sequential(
+        nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 3)
+    )
+    networks: list[tuple[str, nn.Module, torch.Tensor]] = [
+        ("a plain network", plain, torch.randn(8, 8)),
+        ("batch and layer norm", normalised, torch.randn(8, 8)),
+        ("PreResNet-8", PreActivationResNet(depth=8, width=4), torch.randn(4, 3, 8, 8)),
+    ]
+    for name, network, sample in networks:
+        print(f"{name}\n{scale_invariance_report(network, sample)}\n")
+
+
+if __name__ == "__main__":
+    main()
