@@ -1,7 +1,7 @@
 """How fast the exact kernels are, beside neural-tangents and beside plain torch, in one run on one core.
 
     python tests/benchmarks/kernels.py [--peer PYTHON] [--cases fully-connected vanilla-32 ...] [--repeats 5]
-    python tests/benchmarks/kernels.py --scale cifar10_5k.npz     whole kernels of 5,000 images, 1 and 2 threads
+    python tests/benchmarks/kernels.py --scale cifar10_5k.npz     5,000 images, 1 and 2 threads
 
 PYTHON is an interpreter that has neural-tangents (its last release, 0.6.5, needs an environment of its own):
 
@@ -9,9 +9,9 @@ PYTHON is an interpreter that has neural-tangents (its last release, 0.6.5, need
 
 Every figure is pairs per second of processor time, all threads of the process counted, so a busy neighbour
 changes it less than the clock on the wall; medians over the repeats. The peer is given its best of both types
-and of several batch sizes. The floor is arithmetic: 20 multiply-adds an entry and layer (norms 3, u 1, the two
-polynomials 11, the rest 5; the eight additions of the two boxes and the square root go to other ports), at the
-rate at which this core does them in a matrix product of torch, measured in the same run.
+and of several batch sizes. The floor is arithmetic: 20 multiply-adds an entry and layer (norms 3, u 1, the
+two polynomials 11, the rest 5; the eight additions of the two boxes and the square root go to other ports),
+at the rate at which this core does them in a matrix product of torch, measured in the same run.
 """
 
 from __future__ import annotations
