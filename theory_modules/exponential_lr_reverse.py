@@ -115,7 +115,7 @@ def _solve_decays(rates: FloatArray, chosen: FloatArray, momenta: FloatArray) ->
 
 def main() -> None:
     """Which decaying rate a rate grown by 1 % a step amounts to, and back again."""
-    rates = 0.1 * 1.01 ** np.arange(500)
+    rates: FloatArray = 0.1 * np.power(1.01, np.arange(500.0))
     found = decay_equivalent(rates, momentum=0.9, weight_decay=5e-3)
     print("no decay, momentum 0.9, rate 0.1 growing by 1 % a step = weight decay 5e-3 at the rate")
     for step in (0, 10, 100, 499):

@@ -88,3 +88,21 @@ def test_what_cannot_be_simulated_is_refused(
 def test_too_few_sites_end_the_run_as_they_would_a_real_one(tmp_path: Path) -> None:
     with pytest.raises(FederationError):
         simulate(CONFIG, {"north": data(20, 1)}, tmp_path)
+
+
+def test_a_whole_run_without_weight_decay_ends_at_the_model_of_the_run_with_it(tmp_path: Path) -> None:
+    """Rounds, requests, sites and aggregation included; in float32, hence the tolerance."""
+    settings = {"model": "small-cnn", "num-server-rounds": 4, "weight-decay": 0.02, "learning-rate": 0.1}
+    sites = {"north": data(20, 1), "south": data(60, 2)}
+    models = [
+        simulate(
+            RunConfig.from_mapping(CONFIG.to_mapping() | settings | {"lr-schedule": schedule}),
+            sites,
+            tmp_path / schedule,
+        )
+        for schedule in ("exponential-equivalent", "step")
+    ]
+    ours, theirs = map(read_weights, models)
+    start = read_weights(build_model("small-cnn", image_shape=(1, 4, 4), num_classes=2))
+    for name, array in theirs.items():
+        assert np.abs(ours[name] - array).max() < 2e-3 * np.abs(array - start[name]).max(), name
