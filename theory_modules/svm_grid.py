@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -42,6 +42,7 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 MAX_STEPS = 10_000_000
+_SCORES_AT_A_TIME = 1 << 21
 
 
 @dataclass(frozen=True, repr=False)
@@ -65,35 +66,45 @@ class SvmGrid:
 
     def decision_function(self, kernel: NDArray[np.floating[Any]]) -> FloatArray:
         """(P, M, K(K−1)/2): positive where a pair votes for its first class. ``kernel`` is (M, N)."""
-        num_classes = len(self.classes)
-        scores = [self._scores(kernel, a) for a in range(num_classes)]
-        decisions = np.empty((len(self.intercepts), len(kernel), self.intercepts.shape[1]))
-        pair = 0
-        for a in range(num_classes):
-            for c in range(a + 1, num_classes):
-                decisions[:, :, pair] = scores[a][:, :, c - 1] + scores[c][:, :, a]
-                pair += 1
-        decisions += self.intercepts[:, None, :]
-        return decisions
+        found = np.empty((len(self.intercepts), len(kernel), self.intercepts.shape[1]))
+        for rows, scores in self._scores(kernel):
+            pair = 0
+            for a in range(len(self.classes) - 1):
+                decisions = self._decisions(scores, a)
+                found[:, rows, pair : pair + len(decisions)] = decisions.transpose(1, 2, 0)
+                pair += len(decisions)
+        return found
 
     def predict(self, kernel: NDArray[np.floating[Any]]) -> NDArray[Any]:
         """(P, M) labels, by votes. ``kernel`` is (M, N): rows to classify against the training samples."""
-        num_classes = len(self.classes)
-        scores = [self._scores(kernel, a) for a in range(num_classes)]
-        votes = np.zeros((num_classes, len(self.intercepts), len(kernel)), dtype=np.int32)
-        pair = 0
-        for a in range(num_classes):
-            for c in range(a + 1, num_classes):
-                first = scores[a][:, :, c - 1] + scores[c][:, :, a] + self.intercepts[:, pair, None] > 0
-                votes[a] += first
-                votes[c] += ~first
-                pair += 1
-        return np.asarray(self.classes[votes.argmax(axis=0)])
+        winners = np.empty((len(self.intercepts), len(kernel)), dtype=np.int64)
+        for rows, scores in self._scores(kernel):
+            votes = np.zeros((len(self.classes), *scores.shape[2:]), dtype=np.int32)
+            for a in range(len(self.classes) - 1):
+                for_first = self._decisions(scores, a) > 0
+                votes[a] += for_first.sum(axis=0, dtype=np.int32)
+                votes[a + 1 :] += ~for_first
+            winners[:, rows] = votes.argmax(axis=0)
+        return np.asarray(self.classes[winners])
 
-    def _scores(self, kernel: NDArray[np.floating[Any]], a: int) -> FloatArray:
-        """(P, M, K − 1): what the samples of class a add to each of its pairs."""
-        own = np.flatnonzero(self.class_of == a)
-        return np.asarray(np.ascontiguousarray(kernel[:, own]) @ self.coefficients[:, own], dtype=np.float64)
+    def _scores(self, kernel: NDArray[np.floating[Any]]) -> Iterator[tuple[slice, FloatArray]]:
+        """(K, K − 1, P, rows): what each class adds to each of its pairs; some rows at a time."""
+        num_classes, num_penalties = len(self.classes), len(self.intercepts)
+        own = [np.flatnonzero(self.class_of == a) for a in range(num_classes)]
+        weights = [self.coefficients[:, rows].transpose(2, 0, 1).reshape(-1, len(rows)) for rows in own]
+        step = max(1, _SCORES_AT_A_TIME // (num_classes * len(weights[0])))
+        for start in range(0, len(kernel), step):
+            part = kernel[start : start + step]
+            scores = np.empty((num_classes, len(weights[0]), len(part)))
+            for a in range(num_classes):
+                np.matmul(weights[a], part[:, own[a]].T, out=scores[a])
+            yield slice(start, start + step), scores.reshape(num_classes, -1, num_penalties, len(part))
+
+    def _decisions(self, scores: FloatArray, a: int) -> FloatArray:
+        """(K − 1 − a, P, rows): the pairs (a, a + 1), (a, a + 2), ..."""
+        first = a * (2 * len(self.classes) - a - 1) // 2
+        intercepts = self.intercepts.T[first : first + len(self.classes) - 1 - a]
+        return np.asarray(scores[a, a:] + scores[a + 1 :, a] + intercepts[:, :, None])
 
 
 def active_path() -> str:

@@ -30,6 +30,7 @@ Setting = tuple[float, ...]
 Kernels = Iterator[tuple[Setting, FloatArray]]
 
 MAX_DEPTH = 5
+_ENTRIES_IN_ONE_PASS = 50_000
 DECADES = tuple(10.0**power for power in range(-2, 5))
 
 
@@ -153,10 +154,11 @@ def accuracy_of_one_class(table: UciTable, split: Split) -> float | None:
 
 
 def tangent_kernels(x_train: FloatArray, x_all: FloatArray, settings: Sequence[Setting]) -> Kernels:
-    """K_{L,L'}(x_train, x_all), all of them from one pass of the recursion."""
-    if len(settings) == 1:
-        depth, fixed = (int(number) for number in settings[0])
-        yield settings[0], fully_connected_ntk(x_train, x_all, depth=depth, num_fixed_layers=fixed)
+    """K_{L,L'}(x_train, x_all): small ones from one pass of the recursion, large ones one after the other."""
+    if len(settings) == 1 or len(x_train) * len(x_all) > _ENTRIES_IN_ONE_PASS:
+        for setting in settings:
+            depth, fixed = (int(number) for number in setting)
+            yield setting, fully_connected_ntk(x_train, x_all, depth=depth, num_fixed_layers=fixed)
         return
     depth = int(max(depth for depth, _ in settings))
     table = fully_connected_ntk_table(x_train, x_all, max_depth=depth)

@@ -26,7 +26,7 @@ from .uci_protocol import TableScore, score
 from .uci_tables import UciTableError, number_of_rows, read_table
 
 FORMAT = 1
-_NUM_KERNELS = 15
+_KERNELS_AT_ONCE = 4
 _SHARE_OF_MEMORY = 0.8
 _ROWS_FOR_WORKERS = 10_000
 _QUICK = {"ntk", "gaussian", "polynomial"}
@@ -93,8 +93,8 @@ def sensible_processes(tables: Sequence[Path], classifiers: Sequence[str]) -> in
 
 
 def check_memory(ordered: Sequence[Path], processes: int) -> None:
-    """Fifteen kernels of training half × all rows, for as many of the largest tables as run at once."""
-    needed = sum(8 * _NUM_KERNELS * number_of_rows(path) ** 2 // 2 for path in ordered[:processes])
+    """Kernels of training half × all rows, and copies of parts, for the largest tables that run at once."""
+    needed = sum(8 * _KERNELS_AT_ONCE * number_of_rows(path) ** 2 // 2 for path in ordered[:processes])
     free = psutil.virtual_memory().available
     if needed > _SHARE_OF_MEMORY * free:
         raise UciTableError(

@@ -434,15 +434,15 @@ def test_a_network_of_another_width_is_another_result(tmp_path: Path, monkeypatc
 
 
 def test_too_little_memory_is_said_before_starting(tmp_path: Path, monkeypatch):
-    folder = write(tmp_path / "a", table(), n_patrons1=4000)
+    folder = write(tmp_path / "a", table(), n_patrons1=5000)
 
     class Little:
-        available = 10**9
+        available = 4 * 10**8
 
     monkeypatch.setattr(uci_run.psutil, "virtual_memory", lambda: Little)
     monkeypatch.setattr(uci_run, "score_table", lambda *_: pytest.fail("started"))
     with pytest.raises(
-        UciTableError, match=r"(?s)up to 4000 rows take 1\.0 GB and 1\.0 GB .*fewer processes"
+        UciTableError, match=r"(?s)up to 5000 rows take 0\.4 GB and 0\.4 GB .*fewer processes"
     ):
         compare([folder], comparison())
 
@@ -484,3 +484,13 @@ def test_primary_tumor_is_the_published_neighbourhood():
     found = score(read_table(FOURTEEN / "primary-tumor"), contenders()["ntk"])
     assert found.settings == ((4.0, 2.0, 1.0),)
     assert round(found.accuracy, 2) == 52.13
+
+
+def test_large_kernels_come_one_by_one_and_are_the_same(monkeypatch):
+    made, settings = table(), contenders()["ntk"].kernel_settings
+    small = dict(tangent_kernels(made.features[:9], made.features, settings))
+    monkeypatch.setattr("theory_modules.uci_contenders._ENTRIES_IN_ONE_PASS", 1)
+    large = dict(tangent_kernels(made.features[:9], made.features, settings))
+    assert list(small) == list(large) == list(settings)
+    for setting in settings:
+        np.testing.assert_allclose(large[setting], small[setting], atol=1e-12)
