@@ -135,7 +135,7 @@ def read_images(
     check_fraction(max_bad_fraction)
     catalogue = find_catalogue(Path(path), limits)
     part = _choose(catalogue, split)
-    if catalogue.format == "table of numbers" and how.changes_pixels:
+    if catalogue.format == "table of numbers" and (how.image_size is not None or how.channels == 3):
         raise InvalidInputError(
             "rows of a table have no size or colour to change", hint="leave out image_size and channels"
         )

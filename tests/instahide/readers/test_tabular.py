@@ -76,8 +76,10 @@ def test_a_rows_picture_depends_on_that_row_alone(table: Path) -> None:
 
 def test_the_format_is_told_and_a_resize_is_refused(table: Path) -> None:
     assert read_images(table).format == "table of numbers"
-    with pytest.raises(InvalidInputError, match="no size"):
-        load_images(table, image_size=8)
+    assert load_images(table, channels=1).is_table
+    for change in ({"image_size": 8}, {"channels": 3}):
+        with pytest.raises(InvalidInputError, match="no size"):
+            load_images(table, **change)
 
 
 def test_completed_values_leave_no_gap_and_must_be_whole(table: Path) -> None:
