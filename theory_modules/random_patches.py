@@ -7,10 +7,10 @@ CIFAR-10.
     r_D = W p̂ / ‖W p̂‖                 D random patches p of the training images, as unit filters
     φ(q) = (relu(R W q̂ − b), relu(−R W q̂ − b))     at every place: 2D channels
 
-with p̂ the patch p less its mean over its standard deviation, √(var + ``normalization_eps``), and
-W = (Σ + ``zca_eps`` I)^(−1/2) the ZCA whitening of the patches' covariance Σ. Patches lie inside the image, so a
-patch size of s leaves (H − s + 1) × (W − s + 1) places. The recursion above it costs the same whatever the
-number of patches; the first products cost 2D multiply-adds an entry in place of C.
+with p̂ the patch p less its mean over √(var + ``normalization_eps``), and W = (Σ + ``zca_eps`` I)^(−1/2) the
+ZCA whitening of the patches' covariance Σ. Patches lie inside the image, so a patch size of s leaves
+(H − s + 1) × (W − s + 1) places. The recursion above it costs the same whatever the number of patches; the
+first products cost 2D multiply-adds an entry in place of C.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from . import complete, exponential_lr, impute, ntk
+from . import cntk, complete, exponential_lr, impute, ntk
 
 app = typer.Typer(
     help="The theory back end: kernels, factorization, learning-rate schedules.", no_args_is_help=True
@@ -16,6 +16,7 @@ def theory() -> None:
     """The theory back end: kernels, factorization, learning-rate schedules."""
 
 
+app.command("cntk")(cntk.cntk)
 app.command("complete")(complete.complete)
 app.command("exp-lr")(exponential_lr.exponential_lr)
 app.command("impute")(impute.impute)
