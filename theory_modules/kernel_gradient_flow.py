@@ -18,6 +18,8 @@ posterior.
 Directions that Θ does not reach (eigenvalue 0 to rounding) are never learned and never show in Θ(T, X)
 either.
 
+    python -m theory_modules.kernel_gradient_flow      mean and spread in time on a circle
+
 Axes: N training samples X, M others T, K outputs. Lee, Xiao, Schoenholz, Bahri, Novak, Sohl-Dickstein and
 Pennington, *Wide neural networks of any depth evolve as linear models under gradient descent*, NeurIPS
 2019.
@@ -182,3 +184,37 @@ def _checked_nngp(
 def _check_time(time: float) -> None:
     if not time >= 0:
         raise KernelInputError(f"time is {time!r}; give a number of at least 0, or inf")
+
+
+def main() -> None:
+    """Three layers on eight points of a circle: mean and spread in time, beside the posterior."""
+    from .ntk import fully_connected_nngp, fully_connected_ntk
+
+    angles = np.linspace(0, 1.75 * np.pi, 8)
+    between = np.array([0.1, 0.9, 2.5])
+    x, z = (np.stack([np.cos(a), np.sin(a)], axis=1) for a in (angles, between))
+    flow = GradientFlow(fully_connected_ntk(x, depth=3), np.sin(2 * angles))
+    nngp = {
+        "nngp_train_train": fully_connected_nngp(x, depth=3),
+        "nngp_test_train": fully_connected_nngp(z, x, depth=3),
+        "nngp_test_test": fully_connected_nngp(z, depth=3),
+    }
+    print("time      training error   outputs at 0.1, 0.9, 2.5 (deviation over initializations)")
+    for time in (0.0, 1.0, 10.0, 100.0, np.inf):
+        found = flow.ensemble(fully_connected_ntk(z, x, depth=3), time=time, **nngp)
+        error = np.abs(flow.train_outputs(time)[:, 0] - np.sin(2 * angles)).max()
+        print(f"{time:6g} {error:17.4f}   {_in_words(found)}")
+    train, across, test = nngp.values()
+    posterior = gaussian_process_posterior(train, across, test, np.sin(2 * angles))
+    print(f"Bayesian posterior of the same prior:   {_in_words(posterior)}")
+    print(f"truth: {', '.join(f'{value:.3f}' for value in np.sin(2 * between))}")
+
+
+def _in_words(found: Gaussian) -> str:
+    deviations = np.sqrt(np.maximum(np.diag(found.covariance), 0))
+    pairs = zip(found.mean[:, 0], deviations, strict=True)
+    return ", ".join(f"{mean:.3f} ({deviation:.3f})" for mean, deviation in pairs)
+
+
+if __name__ == "__main__":
+    main()

@@ -10,7 +10,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF
 
 from theory_modules.kernel_checks import NotPositiveSemidefiniteError
-from theory_modules.kernel_gradient_flow import GradientFlow, gaussian_process_posterior
+from theory_modules.kernel_gradient_flow import GradientFlow, gaussian_process_posterior, main
 from theory_modules.kernel_input import KernelInputError
 from theory_modules.kernel_regression import KernelClassifier, one_against_all
 
@@ -209,6 +209,16 @@ def test_an_ensemble_of_wide_networks_spreads_as_the_kernels_say():
     # 300 members: the mean is off by √(variance / 300); five of these
     off = np.abs(outputs.mean(axis=0) - found.mean[:, 0])
     assert (off < 5 * np.sqrt(variance / members) + 0.02).all()
+
+
+def test_the_demonstration_ends_with_less_spread_than_it_starts_with(capsys):
+    main()
+    lines = capsys.readouterr().out.splitlines()
+    spreads = [
+        float(line.split("(")[1].split(")")[0]) for line in lines if line.split()[0] in ("0", "10", "inf")
+    ]
+    assert spreads[0] > spreads[1] > spreads[2] > 0
+    assert len(lines) == 8
 
 
 @pytest.mark.parametrize(
