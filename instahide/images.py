@@ -20,7 +20,7 @@ from .errors import InvalidInputError
 
 TOO_FEW_NUMBERS = (
     "rows of a table cannot be hidden by encoding: a sign mask of so few numbers can be guessed, and columns "
-    "with two or three possible values tell when a guess at the mixture is right"
+    "with few possible values tell which mixture is right (under the published law, from one encoding)"
 )
 """Why ``ImageSet.is_table`` and an encoding do not go together."""
 

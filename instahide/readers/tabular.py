@@ -7,8 +7,9 @@ where not. So a model sees what is known and what is not, and a row's picture de
 
 **Rows are not to be encoded.** The encoder refuses them (``instahide.images.TOO_FEW_NUMBERS``). InstaHide's
 mask and mixture hide a picture, if at all, among thousands of pixels. A mask of d numbers is one of 2^d, few
-enough to try for a dozen; and columns with two or three possible values (sex, chest pain, vessels) tell when
-a guess at mask and coefficients is right, for few guesses put all of them where they may be.
+enough to try for a dozen; and columns with few possible values (sex, chest pain, vessels) tell which mixture
+is right: under the published law with k = 4, eight such columns gave the coefficients of 89 in 100 encodings
+away, in 0.2 s each (``tests/instahide/test_rows_cannot_be_hidden.py``).
 """
 
 from __future__ import annotations
