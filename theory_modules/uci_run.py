@@ -154,11 +154,21 @@ def _in_processes(
             for future in wait(waiting, return_when=FIRST_COMPLETED).done:
                 keep(waiting.pop(future), future.result())
     except BaseException:
-        for process in list((pool._processes or {}).values()):
-            process.terminate()
+        workers = list((pool._processes or {}).values())
+        for worker in workers:
+            worker.terminate()
+        for worker in workers:
+            worker.join()
+            _remove_unfinished(comparison.results, worker.pid)
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _remove_unfinished(folder: Path | None, pid: int | None) -> None:
+    """What a terminated worker was writing."""
+    for path in folder.glob(f".*.json.{pid}") if folder is not None else ():
+        path.unlink(missing_ok=True)
 
 
 def _start_worker() -> None:

@@ -456,6 +456,14 @@ def test_workers_are_started_where_they_are_worth_it(tmp_path: Path, monkeypatch
     assert sensible_processes(large, ["ntk"]) == 3
 
 
+def test_what_a_terminated_worker_was_writing_goes(tmp_path: Path):
+    for name in (".a.json.77", ".b.json.78", "a.json"):
+        (tmp_path / name).write_text("{")
+    uci_run._remove_unfinished(tmp_path, 77)
+    uci_run._remove_unfinished(None, 78)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".b.json.78", "a.json"]
+
+
 @pytest.mark.slow
 def test_workers_find_what_one_process_finds_and_a_damaged_table_ends_them(tmp_path: Path):
     tables = [write(tmp_path / name, table(seed=k)) for k, name in enumerate(("a", "b", "c"))]
