@@ -57,7 +57,7 @@ def candidates(encoded: np.ndarray) -> np.ndarray:
     return np.unique(np.round(np.vstack(found), 5), axis=0)
 
 
-# Measured: found in 89 of 100 encodings, with one candidate left at the median, 0.17 s each. Were it 0.8 of all,
+# Measured: found in 89 of 100 encodings, one candidate left at the median, 0.17 s each. Were it 0.8 of all,
 # fewer than 10 of 20 would be found with probability 6e-4; the median of candidates has far more room.
 @pytest.mark.slow
 @pytest.mark.statistical

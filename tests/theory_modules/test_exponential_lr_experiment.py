@@ -31,13 +31,13 @@ def found() -> Comparison:
     return compare_schedules(
         Images(full.inputs[:320], full.labels[:320], full.test_inputs[:100], full.test_labels[:100]),
         SMALL,
-        seeds=(0, 1),
+        seeds=(0,),
     )
 
 
 def test_the_equivalent_run_computes_the_same_functions(found: Comparison):
     assert found.loss_distance("equivalent") < 1e-10
-    assert found.difference("equivalent") == (0.0, 0.0, 0.0)
+    assert found.difference("equivalent")[0] == 0.0
     for ours, theirs in zip(found.curves["equivalent"], found.curves["step decay"], strict=True):
         assert ours.test_accuracies == theirs.test_accuracies
 
