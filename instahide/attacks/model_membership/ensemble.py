@@ -22,8 +22,10 @@ from ...errors import InvalidInputError
 from ...light_optimizers import spare_the_compiler, take_step
 from ...mixing import to_unit_range
 from ...models import ModelSpec, build_from_spec
-from ...training import DivergedError, _batch_bounds, _build_optimizer, _generator
+from ...training import DivergedError
 from ...training_config import TrainingConfig
+from ...training_data import batch_bounds, generator_of
+from ...training_optimizer import build_optimizer
 
 EpochData = Callable[[int], tuple[torch.Tensor, torch.Tensor]]
 """epoch → images (S, N, C, H, W), uint8 or float in [-1, 1], and labels (S, N) or (S, N, K)."""
@@ -74,12 +76,12 @@ class Ensemble:
                 hint="leave augment, proximal_mu and label_smoothing at their defaults",
             )
         spare_the_compiler()
-        optimizer = _build_optimizer(list(self.parameters.values()), config)
+        optimizer = build_optimizer(list(self.parameters.values()), config)
         for epoch in range(config.epochs):
             images, labels = data(epoch)
-            bounds = _batch_bounds(images.shape[1], config.batch_size)
+            bounds = batch_bounds(images.shape[1], config.batch_size)
             order = torch.stack(
-                [torch.randperm(images.shape[1], generator=_generator(seed, epoch)) for seed in seeds]
+                [torch.randperm(images.shape[1], generator=generator_of(seed, epoch)) for seed in seeds]
             )
             for step, (first, last) in enumerate(bounds):
                 rate = config.learning_rate_at(epoch * len(bounds) + step, steps_per_epoch=len(bounds))
