@@ -314,7 +314,7 @@ def test_both_parametrizations_are_the_same_function_and_ntk_has_the_kernels_gra
     x = torch.randn(5, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     # weights are drawn in float32; their products with a scale round differently
     torch.testing.assert_close(network("he")(x), network("ntk")(x), rtol=1e-5, atol=1e-6)
-    wide = network("ntk", width=4096)
+    wide = network("ntk", width=1024)
     rows = []
     for point in x:
         wide.zero_grad()
@@ -325,9 +325,9 @@ def test_both_parametrizations_are_the_same_function_and_ntk_has_the_kernels_gra
     from theory_modules.ntk import fully_connected_ntk
 
     # the scales multiply the kernel of theory_modules.ntk by (2/d) 2^(L−2), which is 1 for d = 4 and L = 3;
-    # an entry's deviation is O(1/√4096) = 1.6 % of the norm, times a few for the sum over layers
+    # an entry's deviation is O(1/√1024) = 3 % of the norm, times a few for the sum over layers; fixed seed
     exact = torch.as_tensor(fully_connected_ntk(x.numpy(), depth=3))
-    assert (empirical - exact).norm() < 0.1 * exact.norm()
+    assert (empirical - exact).norm() < 0.15 * exact.norm()
     with pytest.raises(ValueError, match="he or ntk"):
         network("other")
 
