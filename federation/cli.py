@@ -21,7 +21,19 @@ from click.exceptions import NoArgsIsHelpError
 from instahide import __version__
 from instahide.errors import InstaHideError
 
-from .commands import attack, coordinator, dataset, demo, encode, inspect, log, node, theory, train
+from .commands import (
+    attack,
+    coordinator,
+    dataset,
+    demo,
+    encode,
+    evaluate_kernel,
+    inspect,
+    log,
+    node,
+    theory,
+    train,
+)
 
 EPILOG = (
     "Exit codes: 0 done · 1 a run failed · 2 wrong input, nothing changed · 3 refused by a budget or "
@@ -48,6 +60,7 @@ app.command("demo")(demo.demo)
 app.command("encode")(encode.encode)
 app.command("inspect")(inspect.inspect)
 app.command("train")(train.train)
+app.command("evaluate-kernel")(evaluate_kernel.evaluate_kernel)
 app.add_typer(attack.app, name="attack")
 app.add_typer(dataset.app, name="dataset")
 app.add_typer(coordinator.app, name="coordinator")

@@ -37,7 +37,14 @@ from numpy.typing import NDArray
 
 from .convolutional_ntk_job import ConvolutionalKernel, Settings
 from .kernel_file import KernelFile, fingerprint_of
-from .kernel_input import KernelInputError, checked_dtype, checked_pair, checked_whole, like
+from .kernel_input import (
+    KernelInputError,
+    checked_dtype,
+    checked_pair,
+    checked_whole,
+    like,
+    without_gradients,
+)
 from .kernel_memory import allocate
 from .kernel_tiles import Progress
 
@@ -46,6 +53,7 @@ KINDS = ("ntk", "nngp")
 FIXED_LAYERS = ("none", "first-and-last")
 
 
+@without_gradients
 def convolutional_ntk(
     x1: Any,
     x2: Any = None,

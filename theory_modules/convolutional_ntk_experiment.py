@@ -193,7 +193,7 @@ def network_accuracy(
             images = torch.where(flipped[:, None, None, None], images.flip(3), images)
             loss = nn.functional.cross_entropy(model(images), y[rows])
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()

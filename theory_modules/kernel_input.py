@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -12,6 +14,21 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 class KernelInputError(ValueError):
     """Inputs or settings for which there is no kernel; the text says which value and what to do."""
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def without_gradients(function: Callable[P, R]) -> Callable[P, R]:
+    """Run as under ``no_grad``, and outside a caller's inference mode, which is of its thread."""
+
+    @wraps(function)
+    def wrapped(*arguments: P.args, **options: P.kwargs) -> R:
+        with torch.inference_mode(False), torch.no_grad():
+            return function(*arguments, **options)
+
+    return wrapped
 
 
 def checked_dtype(dtype: str | torch.dtype) -> torch.dtype:

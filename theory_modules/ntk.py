@@ -28,7 +28,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .kernel_input import KernelInputError, checked_dtype, checked_pair, checked_whole, like
+from .kernel_input import (
+    KernelInputError,
+    checked_dtype,
+    checked_pair,
+    checked_whole,
+    like,
+    without_gradients,
+)
 from .kernel_loops import ScalarFunctionTile, has_loops, transpose_in_c
 from .kernel_memory import allocate
 from .ntk_recursion import Start, layers, tangent_kernel
@@ -38,6 +45,7 @@ _TILE_ROWS, _TILE_COLUMNS = 128, 1024  # of float32, half a megabyte: stays in t
 _PAIRS_AT_A_TIME = 1 << 16
 
 
+@without_gradients
 def fully_connected_ntk(
     x1: Any,
     x2: Any = None,
@@ -87,6 +95,7 @@ def fully_connected_nngp(x1: Any, x2: Any = None, *, depth: int, bias: float = 0
     return fully_connected_ntk(x1, x2, depth=depth, num_fixed_layers=depth - 1, bias=bias, **options)
 
 
+@without_gradients
 def fully_connected_ntk_table(
     x1: Any, x2: Any = None, *, max_depth: int, bias: float = 0.0
 ) -> dict[tuple[int, int], NDArray[np.float64]]:

@@ -205,6 +205,14 @@ def test_finite_networks_converge_to_it_as_one_over_the_square_root_of_the_width
     assert wide**0.5 < 0.1 * np.abs(limit).max()
 
 
+def test_it_works_in_inference_mode_and_on_parameters_and_over_threads() -> None:
+    x = torch.tensor(rows(300, 4), requires_grad=True)
+    with torch.inference_mode():
+        inside = fully_connected_ntk(torch.tensor(rows(300, 4)), depth=3, num_threads=2)
+    assert torch.equal(inside, fully_connected_ntk(x, depth=3, num_threads=2))
+    assert not fully_connected_ntk(x, depth=40, bias=0.1).requires_grad
+
+
 def test_tensors_give_tensors_and_whole_numbers_give_float64() -> None:
     x = torch.tensor([[1, 2], [3, 4]])
     kernel = fully_connected_ntk(x, depth=1)
