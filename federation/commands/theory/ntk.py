@@ -169,6 +169,7 @@ class _Report:
             "compared_with": sorted(self._others),
             "left_out": self._left_out,
             "cpu_seconds": self._cpu_seconds(),
+            "machines_trained_by": _machines(),
         }
 
     def lines(self) -> list[str]:
@@ -178,7 +179,8 @@ class _Report:
         if self._left_out:
             lines.append(f"left out: {', '.join(f'{name} ({why})' for name, why in self._left_out.items())}")
         seconds = ", ".join(f"{name} {value:.1f}" for name, value in self._cpu_seconds().items())
-        return [*lines, f"processor seconds: {seconds}"]
+        path = "loops in C" if _machines() == "c" else "libsvm (no compiled loops here: slower)"
+        return [*lines, f"processor seconds: {seconds}; machines trained by {path}"]
 
     def _table(self, protocol: str) -> list[str]:
         from theory_modules.uci_metrics import PUBLISHED_ON_TABLE
@@ -220,6 +222,12 @@ _TITLES = {
     "published": "Published protocol: tuned on the tuning split, which overlaps the test rows",
     "nested": "Nested: tuned inside each training part; no test row is seen before its score",
 }
+
+
+def _machines() -> str:
+    from theory_modules.svm_grid import active_path
+
+    return active_path()
 
 
 def _cells(row: Summary) -> str:

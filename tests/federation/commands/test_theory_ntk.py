@@ -76,6 +76,7 @@ def test_json_holds_every_fold_and_setting(uci: Path, capsys: pytest.CaptureFixt
     assert found["published"]["ntk"]["mean"] == 81.95
     assert found["published"]["polynomial"]["deviation"] is None
     assert found["left_out"].keys() == {"three"}
+    assert found["machines_trained_by"] in ("c", "libsvm")
 
 
 def test_published_results_take_part_in_ranks(
