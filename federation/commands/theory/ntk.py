@@ -23,7 +23,12 @@ def ntk(
         Path, typer.Option(help="Folder with one folder a table.", metavar="DIR", show_default=False)
     ],
     classifiers: Annotated[
-        str, typer.Option(help=f"Some of {ALL_CLASSIFIERS}, or all.", metavar="NAMES")
+        str,
+        typer.Option(
+            help=f"Some of {ALL_CLASSIFIERS.replace(',', ', ')}, with commas between; or all.",
+            metavar="NAMES",
+            show_default="the first four",
+        ),
     ] = DEFAULT_CLASSIFIERS,
     nested: Annotated[
         bool, typer.Option("--nested", help="Beside it, tune inside each training part only: no leak.")
