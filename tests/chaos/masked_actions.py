@@ -41,8 +41,8 @@ class MaskedRun(CoordinatorRun):
     def __init__(self) -> None:
         self.answers: list[str] = []
 
-    def config(self, folder: Path, **settings: Any) -> Any:
-        secure = {
+    def settings(self, folder: Path) -> dict[str, Any]:
+        return {
             "secure_aggregation": True,
             "confirm_survivors": self.confirm_survivors,
             "roster": ROSTER,
@@ -52,9 +52,12 @@ class MaskedRun(CoordinatorRun):
             "keep_checkpoints": 9,
             "audit_folder": str(folder / "study"),
         }
-        return fakes.prepare(folder / "run", SITES, **(secure | settings))
+
+    def config(self, folder: Path, **settings: Any) -> Any:
+        return fakes.prepare(folder / "run", SITES, **(self.settings(folder) | settings))
 
     def perform(self, folder: Path, again: bool) -> None:
+        from federation.config import RunConfig
         from federation.coordinator import rounds
 
         sites = other_machine.find(note_of(folder)) if again else None
@@ -66,7 +69,9 @@ class MaskedRun(CoordinatorRun):
             return sites.recv()
 
         clock = fakes.FakeClock()
-        config = self.config(folder, resume=again)
+        waits = {"round_deadline": 60.0, "start_deadline": 30.0, "settle_time": 2.0}
+        files = {"run_directory": str(folder / "run"), "resume": again}
+        config = RunConfig(**(self.settings(folder) | waits | files))
         grid = fakes.FakeGrid(clock, ask, online=dict.fromkeys(SITES, "first"))
         rounds.run(config, grid, clock=clock)
         sites.send(END)
