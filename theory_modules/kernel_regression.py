@@ -50,7 +50,12 @@ from .kernel_checks import (
     rows_at_a_time,
 )
 from .kernel_input import KernelInputError
-from .kernel_solvers import rounding_of_eigenvalues, solve_ridge, solve_ridge_through_file
+from .kernel_solvers import (
+    check_positive_semidefinite,
+    rounding_of_eigenvalues,
+    solve_ridge,
+    solve_ridge_through_file,
+)
 from .svm_grid import SvmGrid, fit_svm_grid
 
 FloatArray = NDArray[np.float64]
@@ -100,7 +105,7 @@ class KernelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
         Raises:
             KernelInputError: shapes that do not fit, NaN, labels of one class, too little memory.
-            NotPositiveSemidefiniteError: with the smallest eigenvalue; ridge only.
+            NotPositiveSemidefiniteError: with the smallest eigenvalue.
         """
         if self.solver not in SOLVERS:
             raise KernelInputError(f"solver is {self.solver!r}; choose one of {', '.join(SOLVERS)}")
@@ -109,6 +114,7 @@ class KernelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         kernel = checked_kernel(X)
         self.classes_, class_of = checked_labels(y, len(kernel))
         if self.solver == "svm":
+            check_positive_semidefinite(kernel)
             self.machine_ = fit_svm_grid(kernel, class_of, [self.C])
         else:
             self._fit_ridge(kernel, class_of)

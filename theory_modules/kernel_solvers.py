@@ -83,6 +83,22 @@ def solve_ridge(kernel: FloatingArray, targets: FloatArray, *, diag_reg: float =
     )
 
 
+def check_positive_semidefinite(kernel: FloatingArray) -> None:
+    """A factorisation with the jitter that rounding needs; eigenvalues only where it fails.
+
+    Raises:
+        NotPositiveSemidefiniteError: with the smallest eigenvalue.
+    """
+    matrix = np.array(kernel, dtype=np.float64, order="F")
+    matrix[np.diag_indices(len(matrix))] += (
+        rounding_of_eigenvalues(kernel) * float(np.trace(matrix)) / len(matrix)
+    )
+    try:
+        cho_factor(matrix, lower=True, overwrite_a=True, check_finite=False)
+    except LinAlgError:
+        refuse_indefinite(kernel)
+
+
 def refuse_indefinite(kernel: FloatingArray, ridge: float = 0.0) -> None:
     """Raise where an eigenvalue of the kernel plus ridge is further below 0 than rounding explains."""
     matrix = np.asarray(kernel, dtype=np.float64)

@@ -174,6 +174,8 @@ def test_a_matrix_that_is_no_kernel_is_refused_with_its_smallest_eigenvalue():
     with pytest.raises(NotPositiveSemidefiniteError, match=r"smallest eigenvalue is -0\.37") as caught:
         KernelClassifier().fit(K, y)
     assert caught.value.smallest_eigenvalue == pytest.approx(-0.37)
+    with pytest.raises(NotPositiveSemidefiniteError, match=r"-0\.37"):
+        KernelClassifier("svm").fit(K, y)
     with pytest.raises(NotPositiveSemidefiniteError):
         select_on_folds(K, y, [(np.arange(30), np.arange(3))], [0.0])
     assert KernelClassifier(diag_reg=1.0).fit(K, y).jitter_ == 0  # positive definite with this ridge
@@ -248,10 +250,6 @@ def test_the_demonstration_reads_digits(capsys):
 def test_scikit_learns_own_checks(solver):
     from sklearn.utils.estimator_checks import check_estimator
 
-    indefinite = "the check hands over a matrix that is no kernel, and ridge refuses it"
+    indefinite = "the check hands over a matrix that is no kernel, and it is refused"
     expected = {"check_estimators_dtypes": indefinite, "check_positive_only_tag_during_fit": indefinite}
-    check_estimator(
-        KernelClassifier(solver, diag_reg=1e-6),
-        expected_failed_checks=expected if solver == "ridge" else {},
-        on_skip=None,
-    )
+    check_estimator(KernelClassifier(solver, diag_reg=1e-6), expected_failed_checks=expected, on_skip=None)
