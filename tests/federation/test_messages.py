@@ -47,9 +47,9 @@ def test_a_request_survives_the_round_trip():
 def test_the_config_record_holds_exactly_the_protocols_keys():
     names = """
         protocol-version server-round run-name model initialization-seed absolute-input class-names
-        local-epochs batch-size learning-rate momentum weight-decay optimizer lr-schedule
-        equivalent-to num-server-rounds image-shape proximal-mu encoding encoding-mode num-mixed num-private evaluate num-views
-        differential-privacy noise-multiplier max-grad-norm target-delta target-epsilon
+        local-epochs batch-size learning-rate momentum weight-decay optimizer lr-schedule equivalent-to
+        num-server-rounds image-shape proximal-mu encoding encoding-mode num-mixed num-private evaluate
+        num-views differential-privacy noise-multiplier max-grad-norm target-delta target-epsilon
         minimum-sites max-update-norm max-site-examples audit-head
         secure-aggregation roster reconstruction-threshold confirm-survivors ring-bits clipping-range
     """
