@@ -179,21 +179,25 @@ class EqualImages:
         self._second = _numbered(second, numbers)
         self._first = _numbered(first, numbers) if first is not second else self._second
         shared = np.intersect1d(self._first, self._second)
-        self._gain = np.zeros(len(numbers))
+        self._exact = np.zeros(len(numbers))  # of displacement 0
+        self._rounded = np.zeros(len(numbers))  # the same as the loops give it; not needed where it is all
+        self._is_all = recursion.reach == (0, 0)
         where = {number: i for i, number in reversed(list(enumerate(self._first.tolist())))}
-        local = recursion_without_displacement(recursion)
+        local = replace(recursion, reach=(0, 0))
         for some in np.array_split(shared, max(1, len(shared) // 256)) if len(shared) else []:
             images = first[[where[int(number)] for number in some]]
-            self._gain[some] = reference.equal_images_value(images, recursion).cpu().numpy()
-            prepared = reference.prepare(images, recursion.num_relus, dtype, in_c=in_c)
-            self._gain[some] -= _diagonal(prepared, local, in_c)
+            self._exact[some] = reference.equal_images_value(images, recursion).cpu().numpy()
+            if not self._is_all:
+                prepared = reference.prepare(images, recursion.num_relus, dtype, in_c=in_c)
+                self._rounded[some] = _diagonal(prepared, local, in_c)
 
     def corrected(self, values: NDArray[np.float64], i0: int, j0: int) -> NDArray[np.float64]:
         rows = self._first[i0 : i0 + len(values), None]
         equal = rows == self._second[None, j0 : j0 + values.shape[1]]
-        if equal.any():
-            values = values + np.where(equal, self._gain[rows], 0.0)
-        return values
+        if not equal.any():
+            return values
+        exact = self._exact[rows]
+        return np.where(equal, exact if self._is_all else values - self._rounded[rows] + exact, values)
 
 
 def _diagonal(prepared: Prepared, recursion: Recursion, in_c: bool) -> NDArray[np.float64]:
@@ -235,10 +239,6 @@ def recursion_of(shape: torch.Size | tuple[int, ...], settings: Settings, dtype:
         row_weights=axis_weights(height, settings).to(dtype),
         column_weights=axis_weights(width, settings).to(dtype),
     )
-
-
-def recursion_without_displacement(recursion: Recursion) -> Recursion:
-    return replace(recursion, reach=(0, 0))
 
 
 def _reach(size: int, settings: Settings) -> int:
