@@ -4,7 +4,9 @@ For each seed every hospital sets rows aside for testing, an imputer fits on its
 and fills in both parts, at that hospital. Then the product trains its MLP on each hospital's rows alone
 (``site.local_baseline``) and on all of them by federated averaging (``simulation``), for the same number of
 steps, and each model is asked about each hospital's test rows. ``none`` is the reader's own form: a gap in
-the middle of its range, and a mark that it was one.
+the middle of its range, and a mark that it was one. ``federated`` is one imputer for all: each hospital fits
+the deep factorisation (depth 2) to its rows, in units that all share, and second moments are averaged
+(``theory_modules.imputation.averaged``).
 """
 
 from __future__ import annotations
@@ -28,7 +30,16 @@ from instahide.readers.limits import Limits
 from instahide.readers.table_form import form_of
 from instahide.readers.tabular import Table, read_table_of_numbers
 from instahide.training_device import at_most_threads
-from theory_modules.imputation_comparison import METHODS, ImputationError, imputer, in_words, paired_interval
+from theory_modules.imputation import DeepMatrixFactorizationImputer, averaged, shared_scaling
+from theory_modules.imputation_comparison import (
+    METHODS,
+    FloatArray,
+    ImputationError,
+    hide_entries,
+    imputer,
+    in_words,
+    paired_interval,
+)
 
 from .config import RunConfig
 from .messages import RoundRequest
@@ -37,8 +48,8 @@ from .site.dataset import SiteData
 from .site.local_baseline import train_local
 from .site.weights import load_weights
 
-NONE = "none"
-STUDY_METHODS = (NONE, *METHODS)
+NONE, FEDERATED, POOLED = "none", "federated", "pooled"
+STUDY_METHODS = (NONE, *METHODS, FEDERATED)
 Progress = Callable[[int, int], None]
 
 
@@ -159,7 +170,7 @@ def run_study(
             parts = {name: _split(table, settings.test_fraction, seed) for name, table in tables.items()}
             majority.append(_majority(parts))
             for done, result in enumerate(results):
-                sites = {name: _site(part, result.method, seed) for name, part in parts.items()}
+                sites = _sites(parts, result.method, seed)
                 _train_and_ask(sites, settings, seed, result)
                 if progress is not None:
                     progress(number * len(results) + done + 1, len(seeds) * len(results))
@@ -173,17 +184,66 @@ def _split(table: Table, test_fraction: float, seed: int) -> tuple[Table, Table]
     return table.rows(order[num_test:]), table.rows(order[:num_test])
 
 
-def _site(part: tuple[Table, Table], method: str, seed: int) -> SiteData:
-    """A hospital's data with its gaps filled in at that hospital."""
-    training, test = part
-    if method != NONE:
-        chosen = imputer(method, seed)
-        chosen.fit(training.values)
-        empty = np.asarray(training.gaps.all(axis=0))
+def _sites(parts: Mapping[str, tuple[Table, Table]], method: str, seed: int) -> dict[str, SiteData]:
+    """Each hospital's data with its gaps filled in."""
+    if method == NONE:
+        return {name: SiteData(*(part.to_images() for part in both)) for name, both in parts.items()}
+    imputers = fitted_imputers({name: training.values for name, (training, _) in parts.items()}, method, seed)
+    sites = {}
+    for name, both in parts.items():
+        chosen = imputers[name]
+        empty = ~np.asarray(getattr(chosen, "observed_columns_", ~both[0].gaps.all(axis=0)))
         training, test = (
-            part.completed(_in_range(chosen.transform(part.values), empty, part)) for part in (training, test)
+            part.completed(_in_range(chosen.transform(part.values), empty, part)) for part in both
         )
-    return SiteData(training.to_images(), test.to_images())
+        sites[name] = SiteData(training.to_images(), test.to_images())
+    return sites
+
+
+def fitted_imputers(tables: Mapping[str, FloatArray], method: str, seed: int) -> dict[str, Any]:
+    """An imputer for each hospital: its own, or with ``federated`` one that all made together."""
+    if method != FEDERATED:
+        return {name: imputer(method, seed).fit(values) for name, values in tables.items()}
+    scaling = shared_scaling(list(tables.values()))
+    own = [
+        DeepMatrixFactorizationImputer(2, scaling=scaling, random_state=seed).fit(values)
+        for values in tables.values()
+    ]
+    return dict.fromkeys(tables, averaged(own))
+
+
+def imputation_together(
+    tables: Mapping[str, FloatArray],
+    *,
+    seeds: Sequence[int] = (0, 1, 2, 3, 4),
+    hidden_fraction: float = 0.2,
+    unseen_fraction: float = 0.3,
+    progress: Progress | None = None,
+) -> dict[str, list[ImputationError]]:
+    """Hospital → errors of its own mean, its own factorisation, the federated one and one of pooled rows.
+
+    All on the same hidden entries, in the hospital's own deviations; as ``imputation_errors``.
+    """
+    methods = ("mean", "depth 2", FEDERATED, POOLED)
+    found = {name: [ImputationError(method, [], []) for method in methods] for name in tables}
+    with _quiet():
+        for number, seed in enumerate(seeds):
+            hidings = {
+                name: hide_entries(X, seed, hidden_fraction, unseen_fraction) for name, X in tables.items()
+            }
+            fit_on = {name: given[~unseen] for name, (given, _, unseen) in hidings.items()}
+            for place, method in enumerate(methods):
+                if method == POOLED:
+                    pooled = imputer("depth 2", seed).fit(np.vstack(list(fit_on.values())))
+                    imputers = dict.fromkeys(tables, pooled)
+                else:
+                    imputers = fitted_imputers(fit_on, method, seed)
+                for name, (given, hidden, unseen) in hidings.items():
+                    filled = imputers[name].transform(given)
+                    found[name][place].add(filled, tables[name], hidden, unseen)
+            if progress is not None:
+                progress(number + 1, len(seeds))
+    return found
 
 
 def _in_range(values: NDArray[np.float64], empty: NDArray[np.bool_], table: Table) -> NDArray[np.float64]:

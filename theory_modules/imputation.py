@@ -15,6 +15,11 @@ with the noise ρ chosen on the same held-out entries. ``transform`` uses (1) fo
 included, so a row's result depends on that row and on ``fit`` alone. The factorisation's own completion of
 the rows of ``fit`` is kept in ``completed_``.
 
+**Several tables** with the same columns that must stay apart, such as hospitals': ``shared_scaling`` needs
+sums of the columns only, each table is fitted in these common units, and ``averaged`` takes the mean of their
+second moments, weighted by rows, for each pair of columns over the tables that have both. What leaves a table
+are sums over its rows, about 3d + d² numbers that secure aggregation could add up unseen, and no row.
+
 **Limits.** Nothing here knows that a column holds categories: it is a number like any other. Entries missing
 for a reason that the other columns do not show bias every method of this kind. A row with nothing observed
 gets the means; a column with nothing observed gets zeros.
@@ -24,6 +29,8 @@ gets the means; a column with nothing observed gets zeros.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -55,6 +62,7 @@ class DeepMatrixFactorizationImputer(OneToOneFeatureMixin, TransformerMixin, Bas
         check_every: steps between two looks at the held-out entries.
         patience: looks without a better one after which the search ends.
         num_folds: parts of the observed entries, each held out once.
+        scaling: (means, deviations), each (d,), to use instead of the table's own (``shared_scaling``).
         random_state: of the start and of the parts; a number gives the same result every time.
 
     Attributes:
@@ -62,7 +70,7 @@ class DeepMatrixFactorizationImputer(OneToOneFeatureMixin, TransformerMixin, Bas
         validation_error_: mean square error on held-out entries there, in squared deviations of a column.
         noise_: ρ of (1).
         means_, deviations_: (d,) of the observed entries; 0 and 1 where a column has none.
-        second_moment_: C, (d, d).
+        second_moment_: C, (d, d); zero for columns not in ``observed_columns_``.
         completed_: (n, d) the table of ``fit`` as the factorisation completes it, observed entries kept.
 
     Raises FactorizationInputError (a ValueError) for settings out of range.
@@ -78,6 +86,7 @@ class DeepMatrixFactorizationImputer(OneToOneFeatureMixin, TransformerMixin, Bas
         check_every: int = 10,
         patience: int = 20,
         num_folds: int = 5,
+        scaling: tuple[FloatArray, FloatArray] | None = None,
         random_state: Any = 0,
     ) -> None:
         self.depth = depth
@@ -87,6 +96,7 @@ class DeepMatrixFactorizationImputer(OneToOneFeatureMixin, TransformerMixin, Bas
         self.check_every = check_every
         self.patience = patience
         self.num_folds = num_folds
+        self.scaling = scaling
         self.random_state = random_state
 
     def fit(self, X: ArrayLike, y: Any = None) -> Self:
@@ -94,12 +104,7 @@ class DeepMatrixFactorizationImputer(OneToOneFeatureMixin, TransformerMixin, Bas
         self._check()
         table = validate_data(self, X, dtype=np.float64, ensure_all_finite="allow-nan")
         known = np.isfinite(table)
-        counts = np.maximum(known.sum(0), 1)
-        self.means_ = np.where(known, table, 0.0).sum(0) / counts
-        spread = np.sqrt(np.where(known, np.square(table - self.means_), 0.0).sum(0) / counts)
-        # A spread of rounding errors alone is no spread.
-        flat = spread <= 1e-12 * np.maximum(np.abs(self.means_), 1e-300)
-        self.deviations_ = np.where(flat, 1.0, spread)
+        self.means_, self.deviations_ = shared_scaling([table]) if self.scaling is None else self.scaling
         Z = np.where(known, (table - self.means_) / self.deviations_, 0.0)
         random = check_random_state(self.random_state)
         seed = int(random.randint(2**31 - 1))
@@ -110,7 +115,8 @@ class DeepMatrixFactorizationImputer(OneToOneFeatureMixin, TransformerMixin, Bas
             final = _Descent(Z[None], known[None], self, seed)
             final.advance(found.steps)
             W = final.matrices()[0] if found.steps else np.zeros_like(Z)
-        W[:, ~known.any(0)] = 0.0  # nothing was learned there; what is left is the random start
+        W[:, ~known.any(0)] = 0.0  # nothing was learned there but the random start
+        self.observed_columns_ = known.any(0)
         self.second_moment_ = W.T @ W / len(W)
         self.noise_ = _choose_noise(Z, folds, found.moments) if found.steps else 1.0
         self.completed_ = np.where(known, table, W * self.deviations_ + self.means_)
@@ -172,6 +178,50 @@ class DeepMatrixFactorizationImputer(OneToOneFeatureMixin, TransformerMixin, Bas
             raise FactorizationInputError(
                 f"initialization_scale is {self.initialization_scale!r}; give a positive number"
             )
+
+
+def shared_scaling(tables: Sequence[ArrayLike]) -> tuple[FloatArray, FloatArray]:
+    """(means, deviations), each (d,), of several tables (n_i, d) as if they were one, NaN where missing.
+
+    From each table's counts, sums and sums of squares alone, about a first mean so that large columns keep
+    their digits.
+    """
+    arrays = [np.asarray(table, dtype=np.float64) for table in tables]
+    known = [np.isfinite(array) for array in arrays]
+    counts = np.maximum(np.sum([k.sum(0) for k in known], axis=0), 1)
+    means = np.sum([np.where(k, a, 0.0).sum(0) for a, k in zip(arrays, known, strict=True)], axis=0) / counts
+    squares = [np.where(k, np.square(a - means), 0.0).sum(0) for a, k in zip(arrays, known, strict=True)]
+    spread = np.sqrt(np.sum(squares, axis=0) / counts)
+    # A spread of rounding errors alone is no spread.
+    flat = spread <= 1e-12 * np.maximum(np.abs(means), 1e-300)
+    return means, np.where(flat, 1.0, spread)
+
+
+def averaged(fitted: Sequence[DeepMatrixFactorizationImputer]) -> DeepMatrixFactorizationImputer:
+    """One imputer from several that were fitted with the same ``scaling``: second moments and noise averaged
+    over all their rows.
+
+    Raises FactorizationInputError for none, or different scalings.
+    """
+    if not fitted or any(
+        not np.array_equal(one.means_, fitted[0].means_)
+        or not np.array_equal(one.deviations_, fitted[0].deviations_)
+        for one in fitted
+    ):
+        raise FactorizationInputError("averaged needs imputers fitted with one scaling; see shared_scaling")
+    sizes = np.array([len(one.completed_) for one in fitted], dtype=np.float64)
+    shared = deepcopy(fitted[0])
+    del shared.completed_  # of one table's rows
+    columns = np.stack([one.observed_columns_ for one in fitted]).astype(np.float64)
+    weights = sizes[:, None, None] * columns[:, :, None] * columns[:, None, :]
+    moments = np.stack([one.second_moment_ for one in fitted])
+    mean = (weights * moments).sum(0) / np.maximum(weights.sum(0), 1.0)
+    # Entries with different weights need not make a second moment; the nearest one does.
+    values, vectors = np.linalg.eigh(mean)
+    shared.second_moment_ = vectors * np.maximum(values, 0.0) @ vectors.T
+    shared.observed_columns_ = np.any([one.observed_columns_ for one in fitted], axis=0)
+    shared.noise_ = float(np.average([one.noise_ for one in fitted], weights=sizes))
+    return shared
 
 
 @dataclass(frozen=True)

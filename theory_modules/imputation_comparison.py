@@ -126,6 +126,15 @@ class ImputationError:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    def add(
+        self, filled: FloatArray, X: FloatArray, hidden: NDArray[np.bool_], unseen: NDArray[np.bool_]
+    ) -> None:
+        """One seed's errors: ``filled`` against ``X`` where ``hidden``, by rows of ``fit`` and others."""
+        wrong = (filled - X) / _deviations(X)
+        for rows, errors in ((~unseen, self.seen), (unseen, self.unseen)):
+            part = wrong[rows][hidden[rows]]
+            errors.append(float(np.sqrt(np.square(part).mean())) if part.size else math.nan)
+
     def minus(self, other: ImputationError) -> tuple[float, float, float]:
         """(mean, low, high) of ``unseen`` less the other's, paired by seed, Student's 95 % interval."""
         return paired_interval(np.subtract(self.unseen, other.unseen))
@@ -161,26 +170,32 @@ def imputation_errors(
 
     Raises ValueError where a share is not in (0, 1) or the table has too little to hide.
     """
+    found: dict[str, ImputationError] = {method: ImputationError(method, [], []) for method in methods}
+    for number, seed in enumerate(seeds):
+        given, hidden, unseen = hide_entries(X, seed, hidden_fraction, unseen_fraction)
+        for done, method in enumerate(methods):
+            found[method].add(_filled(method, given, unseen, seed), X, hidden, unseen)
+            if progress is not None:
+                progress(number * len(methods) + done + 1, len(seeds) * len(methods))
+    return list(found.values())
+
+
+def hide_entries(
+    X: FloatArray, seed: int, hidden_fraction: float, unseen_fraction: float
+) -> tuple[FloatArray, NDArray[np.bool_], NDArray[np.bool_]]:
+    """(given, hidden, unseen): ``X`` (n, d) with entries hidden; which; and which rows (n,) are set aside.
+
+    Raises ValueError where a share is not in (0, 1) or there are fewer than four rows.
+    """
     if not 0 < hidden_fraction < 1 or not 0 < unseen_fraction < 1 or len(X) < 4:
         raise ValueError(
             f"hidden_fraction {hidden_fraction} and unseen_fraction {unseen_fraction} of {len(X)} rows: give "
             "shares between 0 and 1 of at least four rows"
         )
-    spread = _deviations(X)
-    found: dict[str, ImputationError] = {method: ImputationError(method, [], []) for method in methods}
-    for number, seed in enumerate(seeds):
-        rng = np.random.default_rng(seed)
-        hidden = np.isfinite(X) & (rng.random(X.shape) < hidden_fraction)
-        unseen = rng.permutation(len(X)) < max(1, round(unseen_fraction * len(X)))
-        given = np.where(hidden, np.nan, X)
-        for done, method in enumerate(methods):
-            filled = _filled(method, given, unseen, seed)
-            for rows, errors in ((~unseen, found[method].seen), (unseen, found[method].unseen)):
-                wrong = ((filled - X) / spread)[rows][hidden[rows]]
-                errors.append(float(np.sqrt(np.square(wrong).mean())) if wrong.size else math.nan)
-            if progress is not None:
-                progress(number * len(methods) + done + 1, len(seeds) * len(methods))
-    return list(found.values())
+    rng = np.random.default_rng(seed)
+    hidden = np.isfinite(X) & (rng.random(X.shape) < hidden_fraction)
+    unseen = rng.permutation(len(X)) < max(1, round(unseen_fraction * len(X)))
+    return np.where(hidden, np.nan, X), hidden, unseen
 
 
 def _filled(method: str, given: FloatArray, unseen: NDArray[np.bool_], seed: int) -> FloatArray:

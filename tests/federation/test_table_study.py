@@ -10,11 +10,13 @@ import pytest
 
 from federation import cli
 from federation.table_study import (
+    FEDERATED,
     NONE,
     StudyResult,
     StudySettings,
-    _site,
+    _sites,
     draw,
+    imputation_together,
     read_hospitals,
     run_study,
 )
@@ -69,12 +71,33 @@ def test_fewer_than_two_hospitals_are_no_study(folder: Path, tmp_path: Path) -> 
 def test_gaps_are_filled_in_from_the_training_rows_alone(folder: Path, method: str) -> None:
     table = read_hospitals(folder)["cork"]
     training, test = table.rows(np.arange(50)), table.rows(np.arange(50, 80))
-    whole = _site((training, test), method, 0)
-    part = _site((training, test.rows(np.arange(5))), method, 0)
+    whole = _sites({"cork": (training, test)}, method, 0)["cork"]
+    part = _sites({"cork": (training, test.rows(np.arange(5)))}, method, 0)["cork"]
     assert np.array_equal(whole.test.images[:5], part.test.images)
     marks = whole.training.images[:, 0, 1]
     assert marks.any() == (method == NONE)
     assert (whole.training.images[:, 0, 0, 0] == 128).all()  # never measured: the middle of the range
+
+
+def test_a_column_one_hospital_lacks_is_guessed_by_what_the_others_know(folder: Path) -> None:
+    """Cork never measures its first column: alone the middle of the range, together what fits the rest."""
+    tables = read_hospitals(folder).items()
+    parts = {name: (table.rows(np.arange(30)), table.rows(np.arange(30, 40))) for name, table in tables}
+    images = _sites(parts, FEDERATED, 0)["cork"].training.images[:, 0, 0].astype(float)
+    assert parts["cork"][0].gaps[:, 0].all()
+    assert np.corrcoef(images[:, 0], images[:, 1:].mean(axis=1))[0, 1] > 0.8
+
+
+def test_together_hospitals_guess_as_well_as_from_pooled_rows(folder: Path) -> None:
+    tables = {name: table.values for name, table in read_hospitals(folder).items()}
+    found = imputation_together(tables, seeds=(0, 1, 2))
+    methods = [error.method for error in found["anna"]]
+    means = {
+        method: np.mean([np.mean(errors[place].unseen) for errors in found.values()])
+        for place, method in enumerate(methods)
+    }
+    assert means["federated"] < 0.75 * means["mean"]
+    assert means["federated"] < 1.03 * min(means["pooled"], means["depth 2"])
 
 
 @pytest.fixture(scope="module")
@@ -104,9 +127,12 @@ def test_by_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["theory", "impute", "--seeds", "1", "--no-train", "--format", "json", "--data"]
     assert cli.run([*words, str(folder)]) == 0
     result = json.loads(capsys.readouterr().out)["result"]
-    assert set(result["imputation"]) == {"anna", "bern", "cork", "pooled"}
-    errors = {error["method"]: error["unseen"][0] for error in result["imputation"]["pooled"]}
+    assert set(result["imputation"]) == set(result["together"]) == {"anna", "bern", "cork"}
+    errors = {error["method"]: error["unseen"][0] for error in result["imputation"]["anna"]}
     assert errors["depth 2"] < 0.85 * errors["mean"]
+    together = {error["method"]: error["unseen"][0] for error in result["together"]["anna"]}
+    assert together["depth 2"] == errors["depth 2"]
+    assert max(together["federated"], together["pooled"]) < 0.85 * errors["mean"]
     assert result["training"] is None
 
 

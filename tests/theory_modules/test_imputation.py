@@ -13,7 +13,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import check_estimator
 
 from theory_modules.deep_matrix_factorization import FactorizationInputError
-from theory_modules.imputation import DeepMatrixFactorizationImputer, conditional_means
+from theory_modules.imputation import (
+    DeepMatrixFactorizationImputer,
+    averaged,
+    conditional_means,
+    shared_scaling,
+)
 from theory_modules.imputation_comparison import (
     METHODS,
     ImputationError,
@@ -192,3 +197,46 @@ def test_the_module_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     main(["--seeds", "1", "--out", str(tmp_path / "i.png")])
     printed = capsys.readouterr().out
     assert all(method in printed for method in METHODS)
+
+
+def test_scaling_from_sums_is_that_of_the_tables_as_one():
+    table, _ = hide(low_rank_table(0.5), 0.2)
+    means, deviations = shared_scaling([table[:30], table[30:35], table[35:]])
+    assert np.allclose(means, np.nanmean(table, axis=0), rtol=1e-12)
+    assert np.allclose(deviations, np.nanstd(table, axis=0), rtol=1e-12)
+    alone = DeepMatrixFactorizationImputer(max_steps=0).fit(table)
+    assert np.allclose((alone.means_, alone.deviations_), (means, deviations), rtol=1e-12)
+
+
+def test_small_tables_do_better_together_than_each_alone():
+    """Four tables of 15 rows; the mean of their second moments is asked about rows of a fifth."""
+    table = low_rank_table(0.1, n=160)
+    given, hidden = hide(table, 0.25)
+    parts = [given[start : start + 15] for start in (0, 15, 30, 45)]
+    scaling = shared_scaling(parts)
+    fitted = [DeepMatrixFactorizationImputer(scaling=scaling).fit(part) for part in parts]
+    together = error(averaged(fitted).transform(given[60:]), table[60:], hidden[60:])
+    alone = [error(one.transform(given[60:]), table[60:], hidden[60:]) for one in fitted]
+    assert together < min(alone)
+
+
+def test_a_column_one_table_lacks_is_learned_from_the_others():
+    table = low_rank_table(0.05, n=90)
+    lacking = table[:30].copy()
+    lacking[:, 5] = np.nan
+    parts = [lacking, table[30:60], table[60:]]
+    scaling = shared_scaling(parts)
+    shared = averaged([DeepMatrixFactorizationImputer(scaling=scaling).fit(part) for part in parts])
+    hidden = np.isnan(lacking)
+    assert error(shared.transform(lacking), table[:30], hidden) < 0.4
+    assert np.linalg.eigvalsh(shared.second_moment_).min() > -1e-12
+    assert shared.observed_columns_.all()
+
+
+def test_imputers_of_different_scalings_are_not_averaged():
+    table, _ = hide(low_rank_table(0.1), 0.2)
+    fitted = [DeepMatrixFactorizationImputer(max_steps=10).fit(part) for part in (table[:40], table[40:])]
+    with pytest.raises(FactorizationInputError, match="one scaling"):
+        averaged(fitted)
+    with pytest.raises(FactorizationInputError, match="one scaling"):
+        averaged([])

@@ -39,10 +39,11 @@ def impute(
     """Fill in hospital tables, and see whether the way matters.
 
     Known entries are hidden and guessed by the mean, five neighbours,
-    iterative regression, soft-impute and deep matrix factorization: at each
-    hospital from its own rows, and from all rows pooled (which no federation
-    could do; it shows what pooling would be worth). Then the MLP is trained
-    on each hospital's completed rows alone and on all hospitals' by federated
+    iterative regression, soft-impute and deep matrix factorization, at each
+    hospital from its own rows; then by one factorization that all hospitals
+    make together without showing a row, and one of all rows pooled, which
+    only shows what that would be worth. Then the MLP is trained on each
+    hospital's completed rows alone and on all hospitals' by federated
     averaging, in this process, and asked about rows set aside.
 
     columns.toml says what the columns are; for the four processed
@@ -62,22 +63,26 @@ def impute(
         mistakes_in_our_form("`instahide theory impute --help` lists the options"),
         progress_bar("hiding and guessing") as progress,
     ):
-        import numpy as np
-
         from theory_modules.imputation_comparison import imputation_errors, lines
 
         from ... import table_study
 
         tables = table_study.read_hospitals(data)
         errors = {}
-        pooled = {"pooled": np.vstack([table.values for table in tables.values()])}
-        for name, values in ({name: table.values for name, table in tables.items()} | pooled).items():
+        numbers = {name: table.values for name, table in tables.items()}
+        for name, values in numbers.items():
             errors[name] = imputation_errors(
                 values,
                 seeds=range(seeds),
                 hidden_fraction=hidden_fraction,
                 progress=partial(progress, text=f"guessing, {name}"),
             )
+        together = table_study.imputation_together(
+            numbers,
+            seeds=range(seeds),
+            hidden_fraction=hidden_fraction,
+            progress=partial(progress, text="guessing together"),
+        )
         study = None
         if train:
             study = table_study.run_study(
@@ -89,8 +94,10 @@ def impute(
     shown: list[str] = []
     for name, found in errors.items():
         shown += [f"{name}: error on hidden entries, in deviations of a column", *_indented(lines(found))]
+        shown += ["  together, on the same entries", *_indented(lines(together[name][1:]))]
     values_out: dict[str, Any] = {
         "imputation": {name: [error.to_dict() for error in found] for name, found in errors.items()},
+        "together": {name: [error.to_dict() for error in found] for name, found in together.items()},
         "training": None if study is None else study.to_dict(),
     }
     if study is not None:
@@ -100,7 +107,9 @@ def impute(
         shown,
         values_out,
         out=out,
-        draw=lambda path: table_study.draw(errors, study, path),
+        draw=lambda path: table_study.draw(
+            {name: [*errors[name], *together[name][2:]] for name in errors}, study, path
+        ),
     )
 
 
