@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,10 @@ from .kernel_tiles import Plan, Progress, Workers, write
 
 _MOST_ROWS_PER_PANEL = 1024
 _PLACES_PER_PIECE = 1 << 29  # entry-layers: a few tenths of a second
+_GPU_BLOCK = 256  # images on either side of a launch: 65,536 programs and more
 _TORCH_PLACES = 1 << 19  # entries of one tensor of the torch path
+
+Block = Callable[[Prepared, Prepared, Recursion], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ class ConvolutionalKernel:
         self.recursion = recursion_of(first.shape[1:], settings, dtype)
         self._in_c = has_loops() and first.device.type == "cpu"
         self._threads = num_threads if self._in_c else 1
+        self._on_gpu, self._block = _outside_c(first.device, self.recursion, dtype)
         self.plan = self._planned(second is None, max_memory)
         self._equal = EqualImages(self._first, self._second, self.recursion, dtype, in_c=self._in_c)
         self._equal_flipped = (
@@ -113,7 +118,7 @@ class ConvolutionalKernel:
         def one(rows: Prepared) -> NDArray[np.float64]:
             if packed is not None:
                 return packed.against(rows)
-            return reference.kernel_block(rows, columns, self.recursion).cpu().numpy()
+            return self._block(rows, columns, self.recursion).cpu().numpy()
 
         def both(rows: _Rows, start: int, i0: int, i1: int) -> NDArray[np.float64]:
             span = (i0 - start, i1 - start)
@@ -130,7 +135,8 @@ class ConvolutionalKernel:
         pixels = r.height * r.width
         sides = 2 if self._settings.flip else 1
         row_bytes = sides * (r.channels + 2 * r.num_relus) * pixels * self.dtype.itemsize
-        lanes = LANES[self.dtype] if self._in_c else max(1, _TORCH_PLACES // (8 * pixels))
+        lanes = _GPU_BLOCK if self._on_gpu else max(1, _TORCH_PLACES // (8 * pixels))
+        lanes = LANES[self.dtype] if self._in_c else lanes
         block_bytes = (2 * r.channels + 4 * r.num_relus + 2) * pixels * self.dtype.itemsize * lanes
         least = row_bytes + self._threads * 2 * block_bytes
         if least > max_memory:
@@ -140,8 +146,18 @@ class ConvolutionalKernel:
             )
         panel = min(_MOST_ROWS_PER_PANEL, (max_memory - self._threads * 2 * block_bytes) // row_bytes)
         work = sides * r.num_relus * lanes * places_per_pair(r)
-        piece = max(1, _PLACES_PER_PIECE // work) if self._in_c else 8
+        piece = max(1, _PLACES_PER_PIECE // work) if self._in_c else _GPU_BLOCK if self._on_gpu else 8
         return Plan(self.shape, symmetric, lanes, max(1, panel), piece)
+
+
+def _outside_c(device: torch.device, recursion: Recursion, dtype: torch.dtype) -> tuple[bool, Block]:
+    """What computes a block where the loops in C do not: one fused kernel on a GPU, or torch's operations."""
+    if device.type == "cuda" and find_spec("triton") is not None:
+        from . import convolutional_ntk_triton as fused
+
+        if fused.fits(recursion, dtype):
+            return True, fused.kernel_block
+    return False, reference.kernel_block
 
 
 @dataclass(frozen=True)

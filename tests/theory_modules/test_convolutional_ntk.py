@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -272,3 +276,51 @@ def test_bad_input_is_refused_with_the_value_named(what: str) -> None:
     with pytest.raises(KernelInputError) as caught:
         call()
     assert words in str(caught.value)
+
+
+INTERPRETED = """
+import torch
+from theory_modules import convolutional_ntk_reference as reference
+from theory_modules.convolutional_ntk_job import Settings, recursion_of
+from theory_modules.convolutional_ntk_triton import fits, kernel_block
+generator = torch.Generator().manual_seed(0)
+x, z = (torch.randn(n, 2, 4, 5, generator=generator) for n in (2, 3))
+z[1, :, :2] = 0
+for pooling, radius in (("none", 0), ("global", 0), ("local", 1)):
+    for tangent, fixed in ((True, False), (True, True), (False, False)):
+        settings = Settings(3, pooling, radius, False, tangent, fixed)
+        single, double = (
+            block(*(reference.prepare(part, 3, dtype) for part in (x, z)), recursion_of((2, 4, 5), settings, dtype))
+            for block, dtype in ((kernel_block, torch.float32), (reference.kernel_block, torch.float64))
+        )
+        assert fits(recursion_of((2, 4, 5), settings, torch.float32), torch.float32)
+        assert (single / double - 1).abs().max() < 1e-6, (pooling, tangent, fixed)
+assert not fits(recursion_of((2, 65, 5), settings, torch.float32), torch.float32)
+assert not fits(recursion_of((2, 4, 5), settings, torch.float64), torch.float64)
+print("agree")
+"""
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed (no CUDA build of torch)")
+def test_the_gpu_s_kernel_run_by_its_interpreter_agrees_with_float64() -> None:
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(root)}
+    done = subprocess.run(
+        [sys.executable, "-c", INTERPRETED],
+        env=environment,
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "agree\n"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_gives_the_kernel_of_the_cpu(pooling: dict[str, Any]) -> None:
+    x = torch.tensor(pictures(40)).float()
+    kernel = convolutional_ntk(x.cuda(), depth=4, **pooling)
+    assert kernel.device.type == "cuda"
+    double = convolutional_ntk(x, depth=4, dtype="float64", **pooling)
+    assert worst(kernel.cpu().numpy(), double.numpy()) < 2e-6
