@@ -287,12 +287,13 @@ generator = torch.Generator().manual_seed(0)
 shape = (2, 4, 5)
 x, z = (torch.randn(n, *shape, generator=generator) for n in (2, 3))
 z[1, :, :2] = 0
+xz = (x, z)
 for pooling, radius in (("none", 0), ("global", 0), ("local", 1)):
     for tangent, fixed in ((True, False), (True, True), (False, False)):
         settings = Settings(3, pooling, radius, False, tangent, fixed)
         single, double = (
-            block(*(reference.prepare(part, 3, dtype) for part in (x, z)), recursion_of(shape, settings, dtype))
-            for block, dtype in ((kernel_block, torch.float32), (reference.kernel_block, torch.float64))
+            block(*(reference.prepare(part, 3, number) for part in xz), recursion_of(shape, settings, number))
+            for block, number in ((kernel_block, torch.float32), (reference.kernel_block, torch.float64))
         )
         assert fits(recursion_of(shape, settings, torch.float32), torch.float32)
         assert (single / double - 1).abs().max() < 1e-6, (pooling, tangent, fixed)
