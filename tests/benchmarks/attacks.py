@@ -100,7 +100,14 @@ def instances(
 
 
 def attack(
-    instance: Instance, tier: str, network: SignNetwork | None, *, pool_known: bool, line: Line, seed: int = 0
+    instance: Instance,
+    tier: str,
+    network: SignNetwork | None,
+    *,
+    pool_known: bool,
+    line: Line,
+    checks: bool = False,
+    seed: int = 0,
 ) -> None:
     """Run one tier on one instance and add its figures to ``line``."""
     replica = instance.replica
@@ -115,7 +122,7 @@ def attack(
         truth.private_coefficients if tier == "decode" else None,
     )
     wall, cpu = time.perf_counter(), time.process_time()
-    recovery = recover_images(view, network=network, checks=False, seed=seed)
+    recovery = recover_images(view, network=network, checks=checks, seed=seed)
     line.wall.append(time.perf_counter() - wall)
     line.cpu.append(time.process_time() - cpu)
     line.found.append(recovery.leaked)
@@ -145,7 +152,7 @@ def tier_table(options: argparse.Namespace, images: ImageSet) -> None:
         )
         for instance in made:
             for known, line in lines.items():
-                attack(instance, options.what, network, pool_known=known, line=line)
+                attack(instance, options.what, network, pool_known=known, line=line, checks=options.checks)
         for line in lines.values():
             print(line, flush=True)
 
@@ -234,6 +241,9 @@ def main() -> None:
     parser.add_argument("--pool", choices=("unknown", "known"), nargs="+", default=["unknown", "known"])
     parser.add_argument(
         "--training-seconds", type=float, default=90.0, help="of the sign network, processor time"
+    )
+    parser.add_argument(
+        "--checks", action="store_true", help="verdict against a null and canaries, as by command; dearer"
     )
     parser.add_argument(
         "--first-seed", type=int, default=100, help="which images are private; others are fresh"
