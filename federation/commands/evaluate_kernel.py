@@ -34,8 +34,10 @@ def evaluate_kernel(
     channels: Annotated[
         int | None, typer.Option(help="Make images grey (1) or colour (3).", show_default="as stored")
     ] = None,
-    kernel: Annotated[str, typer.Option(help="convolutional or fully-connected.")] = "convolutional",
-    num_images: Annotated[int, typer.Option(min=2, help="Training images used, at most.")] = 500,
+    kernel: Annotated[
+        str, typer.Option(help="fully-connected, in seconds, or convolutional, twenty times dearer.")
+    ] = ("fully-connected"),
+    num_images: Annotated[int, typer.Option(min=2, help="Training images used, at most.")] = 1000,
     num_test: Annotated[int, typer.Option(min=1, help="Test images used, at most.")] = 200,
     num_views: Annotated[int, typer.Option(min=1, help="Encodings of a query in the averaged mode.")] = 10,
     format: Annotated[OutputFormat, typer.Option(help="Lines for people, or one JSON object.")] = (
@@ -49,10 +51,12 @@ def evaluate_kernel(
     number of mixed images the encodings as |x|, which is what the sign mask
     leaves, and as they are. Columns: the three inference modes.
 
-    Read the order of the rows, not their height: a trained network does
-    better than its kernel where images are many. The image size, the public
-    pool and k are worth trying here before a federated run. Nothing is said
-    about privacy; `instahide attack` measures that.
+    Read the order of the rows, not their height. Over eleven settings the
+    order agreed with that of a trained small CNN to a rank correlation of
+    0.8 to 0.9 for plain queries, and of 0.4 to 0.7 for averaged views, on two
+    data sets. The image size, the public pool and k are worth trying here
+    before a federated run. Nothing is said about privacy; `instahide attack`
+    measures that.
 
     Exit codes: 0 measured · 2 wrong input · 130 interrupted.
 
