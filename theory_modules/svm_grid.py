@@ -41,7 +41,7 @@ from .kernel_input import KernelInputError
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
-MAX_STEPS = 10_000_000
+MAX_STEPS = 1_000_000
 _SCORES_AT_A_TIME = 1 << 21
 
 

@@ -1,17 +1,19 @@
 """Finite fully connected ReLU networks beside their kernel, on small tables.
 
-L weight layers without bias, hidden width m, softmax cross-entropy, full-batch gradient descent with
-momentum 0.9. Two parametrizations of the same functions:
+L weight layers, a bias on the scores only (the machines on the kernel have one, too), hidden width m,
+softmax cross-entropy, full-batch gradient descent with momentum 0.9. Two parametrizations of the same
+functions:
 
     he      h ← relu(W h),              W ~ N(0, 2/fan-in)
     ntk     h ← relu(√(2/fan-in) W h),  W ~ N(0, 1)         (√(1/fan-in) in front of the last layer)
 
-With *ntk* the rates of all layers agree in the limit m → ∞ and training follows the tangent kernel; with *he*
-they do not. Learning rates are tuned for each. Training stops at ``max_epochs`` or at a loss below 10⁻³.
+With *ntk* the rates of all layers agree in the limit m → ∞ and training follows the tangent kernel; with
+*he* they do not. Learning rates are tuned for each. Training stops at ``max_epochs`` or at a loss below
+10⁻³.
 
-As in the published runs, width is 512, and depth and learning rate are tuned. Rates and number of epochs here
-are ours, few enough for a processor: compare these accuracies with each other and with the kernel's, and with
-the paper's only roughly.
+As in the published runs, width is 512, and depth and learning rate are tuned. Rates and number of epochs
+here are ours, few enough for a processor: compare these accuracies with each other and with the kernel's,
+and with the paper's only roughly.
 """
 
 from __future__ import annotations
@@ -54,11 +56,12 @@ class WideNetwork(nn.Module):
             layers.append(nn.Parameter(weight if outside else deviation * weight))
             self.scales.append(deviation if outside else 1.0)
         self.layers = nn.ParameterList(layers)
+        self.bias = nn.Parameter(torch.zeros(num_classes))
 
     def forward(self, h: torch.Tensor) -> torch.Tensor:
         for number, (weight, scale) in enumerate(zip(self.layers, self.scales, strict=True)):
             h = (h.relu() if number else h) @ weight * scale
-        return h
+        return h + self.bias
 
 
 def network_accuracy(

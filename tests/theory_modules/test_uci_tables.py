@@ -13,7 +13,7 @@ import torch
 from sklearn.metrics.pairwise import polynomial_kernel, rbf_kernel
 from sklearn.svm import SVC
 
-from theory_modules import uci_run
+from theory_modules import svm_grid, uci_run
 from theory_modules.uci_contenders import (
     KernelContender,
     contenders,
@@ -319,7 +319,7 @@ def test_both_parametrizations_are_the_same_function_and_ntk_has_the_kernels_gra
     for point in x:
         wide.zero_grad()
         wide(point[None])[0, 0].backward()
-        rows.append(torch.cat([p.grad.flatten() for p in wide.parameters()]))
+        rows.append(torch.cat([p.grad.flatten() for p in wide.layers]))
     empirical = torch.stack(rows) @ torch.stack(rows).T
 
     from theory_modules.ntk import fully_connected_ntk
@@ -480,7 +480,10 @@ def test_workers_find_what_one_process_finds_and_a_damaged_table_ends_them(tmp_p
 
 @pytest.mark.slow
 @pytest.mark.skipif(not FOURTEEN.is_dir(), reason="the fourteen tables are not here")
-def test_the_fourteen_tables_choose_and_score_as_a_plain_loop_of_libsvm_does():
+@pytest.mark.parametrize("path", ["as installed", "libsvm"])
+def test_the_fourteen_tables_choose_and_score_as_a_plain_loop_of_libsvm_does(path, monkeypatch):
+    if path == "libsvm":
+        monkeypatch.setattr(svm_grid, "_library", lambda: None)
     found = compare(list_tables(FOURTEEN).tables, comparison())["published"]
     assert {
         name: (round(row["ntk"].accuracy, 2), row["ntk"].settings[0]) for name, row in found.items()
