@@ -3,8 +3,10 @@
 A neural tangent kernel is the network of its architecture at infinite width, trained to the end. On a
 thousand images it takes seconds, so k, the public pool, the image size and the absolute value can be compared
 before anything is trained or sent. It is a baseline of its own on small data, and an estimate of the *order*
-of settings rather than of their accuracies: tests/benchmarks/kernel_estimate.py measures how well the two
-agree.
+of settings rather than of their accuracies: over 11 settings of k and |x| and two data sets, Spearman's
+correlation with a trained small CNN is 0.82 to 0.88 for plain queries and 0.41 to 0.69 for averages of ten
+views, alike for both kernels. The fully connected one takes a tenth of the training's time, the convolutional
+one twice as much (tests/benchmarks/kernel_estimate.py).
 
     f(x) = ȳ + k(x, X) (K + ρ 1)⁻¹ (Y − ȳ)
 
@@ -39,7 +41,7 @@ from .mixing import to_unit_range
 if TYPE_CHECKING:
     from .encoder import Encoder
 
-KERNELS = ("convolutional", "fully-connected")
+KERNELS = ("fully-connected", "convolutional")
 RIDGES = tuple(float(value) for value in np.logspace(-6, 2, 33))
 
 Kernel = Callable[[torch.Tensor, torch.Tensor | None], NDArray[np.float64]]
@@ -140,7 +142,7 @@ def estimate(
     labels: torch.Tensor,
     test: ImageSet,
     *,
-    kernel: str = "convolutional",
+    kernel: str = "fully-connected",
     absolute_input: bool = False,
     encoder: Encoder | None = None,
     num_views: int = 10,

@@ -70,7 +70,10 @@ def test_lines_for_people_name_what_was_tested(digits: Path, capsys: pytest.Capt
         (["--methods", "best"], "there is no method 'best'"),
         (["--sizes", "ten"], "--sizes is 'ten'"),
         (["--sizes", "1000"], "1000 training images are asked for and there are 200"),
-        (["--methods", "patches", "--image-size", "4"], "patch_size is 5 and images are 4 x 4"),
+        (
+            ["--methods", "patches", "--image-size", "4", "--sizes", "20"],
+            "patch_size is 5 and images are 4 x 4",
+        ),
         (["--out", "no/such/folder.png"], "no/such/folder.png"),
     ],
 )
