@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -121,7 +123,7 @@ def _measured(
         yield from (measure(group, data, config, make_site_noise) for group in groups)
         return
     context = multiprocessing.get_context("spawn")  # a forked torch may hang in its threads
-    pool = ProcessPoolExecutor(min(processes, len(groups)), context, initializer=_ignore_interrupts)
+    pool = ProcessPoolExecutor(min(processes, len(groups)), context, initializer=_start_worker)
     try:
         waiting = [pool.submit(measure, group, data, config, make_site_noise) for group in groups]
         yield from (done.result() for done in as_completed(waiting))
@@ -132,8 +134,17 @@ def _measured(
             worker.terminate()
 
 
-def _ignore_interrupts() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
+def _start_worker() -> None:
+    """Leave Ctrl-C to the parent; end with it, also where it was killed and could end nobody."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def measure(
