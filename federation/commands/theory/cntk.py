@@ -88,6 +88,7 @@ def cntk(
         progress_bar("kernels") as progress,
     ):
         from theory_modules.convolutional_ntk_experiment import Experiment, accuracy_curves, draw
+        from theory_modules.kernel_loops import active_path
 
         experiment = Experiment(
             sizes=numbers,
@@ -106,10 +107,12 @@ def cntk(
     asked = min(len(held), num_test)
     shape = f"{asked} test images of {train.image_shape[1]} x {train.image_shape[2]}"
     values = {
-        "test images": asked, "image size": image_size, "ReLUs": num_relus,
+        "test images": asked,
+        "kernel path": active_path(), "image size": image_size, "ReLUs": num_relus,
         "points": [vars(point) for point in points],
     }  # fmt: skip
-    finish(format, _lines(points, numbers, shape), values, out=out, draw=lambda path: draw(points, path))
+    lines = [*_lines(points, numbers, shape), f"kernels by: {active_path()}"]
+    finish(format, lines, values, out=out, draw=lambda path: draw(points, path))
 
 
 def _arrays(images: ImageSet, most: int | None, seed: int) -> tuple[Any, Any]:

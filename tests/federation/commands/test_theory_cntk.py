@@ -10,6 +10,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from federation import cli
+from theory_modules.kernel_loops import active_path
 
 
 @pytest.fixture
@@ -62,6 +63,7 @@ def test_lines_for_people_name_what_was_tested(digits: Path, capsys: pytest.Capt
     shown = capsys.readouterr().out
     assert "accuracy on 50 test images of 8 x 8, %" in shown
     assert "vanilla" in shown
+    assert f"kernels by: {active_path()}" in shown
 
 
 @pytest.mark.parametrize(
