@@ -194,7 +194,7 @@ class _Report:
 
         width = max(len(table) for table in by_table)
         head = " ".join(f"{name:>14s}" for name in self._names)
-        lines = [f"{'accuracy, %':{width}s} {head}   ntk chose"]
+        lines = [f"{'accuracy, %':{width}s} {head}" + ("   ntk chose" if "ntk" in self._names else "")]
         for table, row in by_table.items():
             cells = " ".join(f"{row[name].accuracy:14.2f}" for name in self._names)
             lines.append(f"{table:{width}s} {cells}   {_choices(row)}".rstrip())

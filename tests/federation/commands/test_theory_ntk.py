@@ -63,6 +63,8 @@ def test_accuracies_and_summary_stand_beside_the_published(
     assert "81.95 ± 14.10" in published
     assert "81.95" not in nested
     assert "left out: three (10 rows in a separate test file)" in out
+    assert ntk(uci, "--classifiers", "gaussian") == 0
+    assert "ntk chose" not in capsys.readouterr().out
 
 
 def test_json_holds_every_fold_and_setting(uci: Path, capsys: pytest.CaptureFixture[str]) -> None:
