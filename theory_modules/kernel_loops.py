@@ -13,8 +13,6 @@ import ctypes
 import os
 from dataclasses import dataclass
 from functools import cache
-from importlib.machinery import EXTENSION_SUFFIXES
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from .arc_cosine import slope_and_bend_polynomials
+from .built_library import built_library
 
 LANES = {torch.float32: 16, torch.float64: 8}
 _DEGREES = {torch.float32: (6, 5), torch.float64: (20, 18)}
@@ -209,15 +208,8 @@ def _machine() -> int:
 def _library() -> ctypes.CDLL | None:
     if os.environ.get("INSTAHIDE_KERNELS") == "torch":
         return None
-    for suffix in EXTENSION_SUFFIXES:
-        path = Path(__file__).with_name(f"_kernel_loops{suffix}")
-        if path.exists():
-            try:
-                library = ctypes.CDLL(str(path))
-            except OSError:
-                return None
-            return _with_types(library)
-    return None
+    library = built_library("_kernel_loops")
+    return None if library is None else _with_types(library)
 
 
 def _with_types(library: ctypes.CDLL) -> ctypes.CDLL:

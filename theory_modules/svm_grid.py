@@ -28,13 +28,12 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.machinery import EXTENSION_SUFFIXES
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .built_library import built_library
 from .kernel_checks import checked_kernel, checked_labels
 from .kernel_input import KernelInputError
 
@@ -207,14 +206,8 @@ def _fit_with_libsvm(
 def _library() -> ctypes.CDLL | None:
     if os.environ.get("INSTAHIDE_SVM") == "libsvm":
         return None
-    for suffix in EXTENSION_SUFFIXES:
-        path = Path(__file__).with_name(f"_svm_loops{suffix}")
-        if path.exists():
-            try:
-                return _declared(ctypes.CDLL(str(path)))
-            except OSError:  # built for another machine
-                continue
-    return None
+    library = built_library("_svm_loops")
+    return None if library is None else _declared(library)
 
 
 def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
