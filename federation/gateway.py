@@ -11,8 +11,9 @@ this gateway passes, by exact path and method,
 and answers everything else 403 without asking upstream. Bodies are streamed in both directions,
 never held whole, and cut off at ``max_body_bytes``; every peer address has a bucket of
 ``requests_per_second`` (429 when empty); a peer that stalls is dropped after
-``stall_seconds``. The connection upstream is verified against our own authority. The log has
-method, path, status, bytes and milliseconds; no header and no content.
+``stall_seconds``. The connection upstream is verified against our own authority. Answers to calls
+whose signature the SuperLink accepted name our release. The log has method, path, status, bytes
+and milliseconds; no header and no content.
 
     python -m federation.gateway --config gateway.toml
 """
@@ -30,6 +31,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import asdict, dataclass, fields
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Self
 
@@ -42,6 +44,8 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from instahide.errors import FederationError, InstaHideError, InvalidInputError
+
+from .release import RELEASE, RELEASE_HEADER
 
 log = logging.getLogger("gateway")
 
@@ -264,6 +268,8 @@ class Gateway:
             background=BackgroundTask(finish),
         )
         response.raw_headers = forwarded_headers(answer.headers.raw)
+        if request.method == "POST" and answer.status_code != HTTPStatus.UNAUTHORIZED:
+            response.headers[RELEASE_HEADER] = RELEASE  # for nodes: `instahide node doctor` compares
         return response
 
     async def _body(self, request: Request, counts: dict[str, int]) -> AsyncIterator[bytes]:

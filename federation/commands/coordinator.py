@@ -11,6 +11,7 @@ from typing import Any
 import typer
 
 from .console import OutputFormat, describe_event, print_json
+from .doctor import coordinator_doctor, renew
 from .run_settings import not_ours, parse_settings, read_settings
 
 STOP_SECONDS = 20.0  # Flower ends a stopped ServerApp at its next heartbeat, five seconds apart
@@ -287,6 +288,10 @@ def settings_table(output: OutputFormat = FORMAT) -> None:
     for row in rows:
         table.add_row(*row)
     Console().print(table)
+
+
+app.command("doctor")(coordinator_doctor)
+app.command("renew")(renew)
 
 
 def _state(folder: Path, events: list[dict[str, Any]]) -> str:

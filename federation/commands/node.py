@@ -12,6 +12,7 @@ from instahide.errors import FederationError
 
 from . import node_plan
 from .console import OutputFormat, print_json
+from .doctor import node_doctor
 from .node_privacy import privacy
 
 app = typer.Typer(
@@ -166,6 +167,7 @@ def start(
 
 
 app.command("privacy")(privacy)
+app.command("doctor")(node_doctor)
 app.add_typer(node_plan.app, name="plan")
 
 

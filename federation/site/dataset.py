@@ -172,6 +172,19 @@ def register(
     atomic_write_text(path, json.dumps(card, indent=2) + "\n", mode=0o600)
 
 
+def registered_counts(state_folder: Path) -> dict[str, int] | None:
+    """Training, test and public images that are registered, by their key in the card; None before that.
+
+    Raises IntegrityError if the card cannot be read.
+    """
+    path = state_folder / CARD_NAME
+    if not path.exists():
+        return None
+    card = _read_card(path)
+    names = ("num-training-images", "num-test-images", "num-public-images")
+    return {name: int(card.get(name, 0)) for name in names}
+
+
 def _card(data: SiteData, ledger: ExposureLedger) -> dict[str, Any]:
     assert data.training.labels is not None
     per_class = np.bincount(data.training.labels, minlength=data.training.num_classes)

@@ -1,0 +1,113 @@
+"""``instahide node doctor`` and ``instahide coordinator doctor``: look at everything, change nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from instahide.errors import FederationError
+
+from .console import OutputFormat, print_json
+
+if TYPE_CHECKING:
+    from ..doctor import Check, Report
+
+FORMAT = typer.Option(OutputFormat.text, "--format", help="text for people, json for programs.")
+WAIT = typer.Option(8.0, min=1.0, help="Seconds after which checks that hang are given up.")
+
+
+def node_doctor(
+    node: Path = typer.Argument(..., help="The node's folder.", show_default=False),
+    data: bool = typer.Option(True, "--data/--no-data", help="Read the images once, as the worker would."),
+    wait: float = WAIT,
+    output: OutputFormat = FORMAT,
+) -> None:
+    """Check this node: files, policy, images, machine, and the way to the coordinator. Nothing is changed.
+
+    Every check says what it saw; where not all is well, a `fix` line says what
+    to do. It needs neither the worker nor the coordinator to be up. Exit code 0
+    if no check failed, else 5; 2 if the folder holds no node.
+
+    Example: instahide node doctor st-mary/
+    """
+    from ..doctor.node import node_checks
+    from ..node_folder import NodeFolder
+
+    _examine(node_checks(NodeFolder(node.resolve()), read_data=data), wait, output)
+
+
+def coordinator_doctor(
+    study: Path = typer.Argument(..., help="The study's folder.", show_default=False),
+    wait: float = WAIT,
+    output: OutputFormat = FORMAT,
+) -> None:
+    """Check the coordinator: certificates, keys, ports, roster and the machine. Nothing is changed.
+
+    Every check says what it saw; where not all is well, a `fix` line says what
+    to do. The coordinator may be up or down. Exit code 0 if no check failed,
+    else 5; 2 if the folder holds no study.
+
+    Example: instahide coordinator doctor study/
+    """
+    from ..doctor.coordinator import coordinator_checks
+    from ..study import load_study
+
+    _examine(coordinator_checks(load_study(study)), wait, output)
+
+
+def _examine(checks: list[Check], wait: float, output: OutputFormat) -> None:
+    """Run the checks, show them, and fail as the federation would if one of them failed."""
+    from ..doctor import State, run_checks
+
+    report = run_checks(checks, within=wait)
+    problems = report.names(State.failed)
+    if output is OutputFormat.json:
+        print_json({"ok": not problems, "checks": report.to_list()})
+    else:
+        _show(report)
+    if problems:
+        count = f"{len(problems)} of {len(report.rows)} checks failed"
+        raise FederationError(f"{count}: {', '.join(problems)}", hint="the fix lines above say what to do")
+
+
+def _show(report: Report) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    from ..doctor import State
+
+    colours = {State.ok: "green", State.warning: "yellow", State.failed: "bold red", State.skipped: "dim"}
+    width = max(len(name) for name, _ in report.rows)
+    console = Console(highlight=False, soft_wrap=True)
+    for name, outcome in report.rows:
+        line = Text(f"{outcome.state.value:<8}", style=colours[outcome.state])
+        console.print(line + Text(f"{name:<{width}}  {outcome.seen}", style="default"))
+        if outcome.fix:
+            console.print(Text(f"{'':8}{'':<{width}}  fix: {outcome.fix}", style="default"))
+
+
+def renew(
+    study: Path = typer.Argument(..., help="The study's folder.", show_default=False),
+    output: OutputFormat = FORMAT,
+) -> None:
+    """Make the server certificates anew, for the names in study.toml. Hospitals need not join again.
+
+    The authority stays. The old certificates and keys are kept beside the new
+    ones; a running coordinator must be started again to show the new ones.
+
+    Example: instahide coordinator renew study/
+    """
+    from ..provisioning import certificate_expiry
+    from ..renewal import renew_certificates
+    from ..study import load_study
+
+    made = load_study(study)
+    gateway, _ = renew_certificates(made)
+    ends = certificate_expiry(gateway.certificate).date().isoformat()
+    if output is OutputFormat.json:
+        print_json({"study": str(made.path), "names": list(made.names), "gateway-certificate-expires": ends})
+        return
+    typer.echo(f"the gateway's certificate is for {', '.join(made.names)} and ends on {ends}")
+    typer.echo(f"start the coordinator again to show it: instahide coordinator start {study}")
