@@ -5,8 +5,8 @@ and fills in both parts, at that hospital. Then the product trains its MLP on ea
 (``site.local_baseline``) and on all of them by federated averaging (``simulation``), for the same number of
 steps, and each model is asked about each hospital's test rows. ``none`` is the reader's own form: a gap in
 the middle of its range, and a mark that it was one. ``federated`` is one imputer for all: each hospital fits
-the deep factorisation (depth 2) to its rows, in units that all share, and second moments are averaged
-(``theory_modules.imputation.averaged``).
+the deep factorisation (depth 2) to its rows about its own means, in units that all share, and second moments
+are averaged (``theory_modules.imputation.averaged``); a column it never measured takes the others' mean.
 """
 
 from __future__ import annotations
@@ -204,12 +204,34 @@ def fitted_imputers(tables: Mapping[str, FloatArray], method: str, seed: int) ->
     """An imputer for each hospital: its own, or with ``federated`` one that all made together."""
     if method != FEDERATED:
         return {name: imputer(method, seed).fit(values) for name, values in tables.items()}
-    scaling = shared_scaling(list(tables.values()))
+    shared_means = shared_scaling(list(tables.values()))[0]
+    centres = {
+        name: np.where(np.isfinite(values).any(axis=0), shared_scaling([values])[0], shared_means)
+        for name, values in tables.items()
+    }
+    scaling = shared_scaling([values - centres[name] for name, values in tables.items()])
     own = [
-        DeepMatrixFactorizationImputer(2, scaling=scaling, random_state=seed).fit(values)
-        for values in tables.values()
+        DeepMatrixFactorizationImputer(2, scaling=scaling, random_state=seed).fit(values - centres[name])
+        for name, values in tables.items()
     ]
-    return dict.fromkeys(tables, averaged(own))
+    together = averaged(own)
+    return {name: _Centred(together, centre) for name, centre in centres.items()}
+
+
+@dataclass(frozen=True)
+class _Centred:
+    """An imputer of deviations from a hospital's own means."""
+
+    imputer: DeepMatrixFactorizationImputer
+    centre: FloatArray
+
+    @property
+    def observed_columns_(self) -> NDArray[np.bool_]:
+        return np.asarray(self.imputer.observed_columns_)
+
+    def transform(self, X: FloatArray) -> FloatArray:
+        filled: FloatArray = self.imputer.transform(X - self.centre) + self.centre
+        return np.where(np.isfinite(X), X, filled)
 
 
 def imputation_together(
@@ -313,9 +335,9 @@ def draw(errors: Mapping[str, Sequence[ImputationError]], study: StudyResult | N
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     for group, table in enumerate(errors.values()):
         for place, error in enumerate(table):
-            x = group + (place - (len(table) - 1) / 2) * 0.13
+            x = group + (place - (len(table) - 1) / 2) * 0.85 / len(table)
             label = error.method if group == 0 else None
-            left.bar(x, np.mean(error.unseen), 0.11, color=f"C{place}", label=label)
+            left.bar(x, np.mean(error.unseen), 0.75 / len(table), color=f"C{place}", label=label)
             left.plot([x] * len(error.unseen), error.unseen, ".", color="black", markersize=2)
     left.set_xticks(range(len(errors)), list(errors))
     left.set_title("error on hidden entries of unseen rows (deviations of a column)")
