@@ -39,6 +39,7 @@ from instahide.errors import FederationError, InstaHideError, InvalidInputError
 
 from ..supervision import ManagedProcess, RestartedProcess
 from .environment import OFFLINE_SWITCHES, flower_environment
+from .http_log import keep_refused_calls
 from .polling import SHORTEST, NodeClock, install, look_again_soon
 from .receiving import guard
 from .sending import guard as guard_sending
@@ -285,7 +286,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, required=True, help="TOML file with the node's settings")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    keep_refused_calls()
     try:
         return run_node(load_settings(options.config))
     except InstaHideError as error:
