@@ -67,6 +67,7 @@ ONE_WHOLE_FILE = {
 # Writes something else than a file that is kept.
 NOT_KEPT = {
     "federation/cli.py": "standard output",
+    "federation/simulation.py": "a study in one process, done anew from the start",
     "federation/site/listener.py": "a lock",
     "federation/supervision.py": "logs of child processes",
     "instahide/attacks/implementation_audits/planted_checks.py": "a test folder of its own",
