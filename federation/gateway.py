@@ -138,7 +138,7 @@ def load_settings(path: Path) -> GatewaySettings:
         return GatewaySettings.from_mapping(tomllib.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError as error:
         raise InvalidInputError(f"there is no file {path}", hint="give --config FILE") from error
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # TOML's error, and bytes that are no text
         raise InvalidInputError(f"{path} is not TOML: {error}", hint="see `to_toml`") from error
 
 

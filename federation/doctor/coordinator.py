@@ -57,7 +57,7 @@ def coordinator_checks(study: Study) -> list[Check]:
         Check("SuperLink", partial(ports.check_superlink, folder)),
         Check(
             "gateway's answer",
-            partial(ports.check_gateway, folder, study.listen, study.port, study.names[0]),
+            partial(ports.check_gateway, folder, study.listen, study.port, next(iter(study.names), "")),
         ),
         Check("disk", lambda: machine.check_disk(study.path)),
         Check("memory", machine.check_memory),

@@ -186,11 +186,11 @@ def judge_clock(ahead: float, uncertainty: float) -> Outcome:
         f"{abs(ahead):.1f} s {word} the coordinator's clock "
         f"(± {uncertainty:.1f} s, by the Date of its answer)"
     )
-    if ahead - uncertainty > MOST_AHEAD or ahead + uncertainty < -MOST_BEHIND:
-        limits = f"at most {MOST_AHEAD:g} s ahead or {MOST_BEHIND:g} s behind is accepted"
+    limits = f"Flower accepts less than {MOST_AHEAD:g} s ahead and {MOST_BEHIND:g} s behind"
+    if ahead - uncertainty >= MOST_AHEAD or ahead + uncertainty <= -MOST_BEHIND:
         return failed(f"{seen}; {limits}", fix=f"{SET_CLOCK}; have the coordinator check theirs")
-    if ahead + uncertainty > MOST_AHEAD or ahead < -WARN_BEHIND:
-        return warning(f"{seen}; {MOST_AHEAD:g} s ahead are accepted", fix=SET_CLOCK)
+    if ahead + uncertainty >= MOST_AHEAD or ahead < -WARN_BEHIND:
+        return warning(f"{seen}; {limits}", fix=SET_CLOCK)
     return ok(seen)
 
 

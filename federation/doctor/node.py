@@ -76,9 +76,9 @@ def _connection_checks(folder: NodeFolder) -> list[Check]:
     )
     try:
         settings = _settings(folder)
-        address = parse_address(settings.coordinator, settings.authority)
-    except InstaHideError as error:
-        problem = failed(error.message, fix=error.hint or JOIN)
+        address = parse_address(str(settings.coordinator), settings.authority)
+    except (InstaHideError, OSError) as error:
+        problem = failed(str(error).partition("\n")[0], fix=getattr(error, "hint", "") or JOIN)
         missing = skipped("it is not known where the coordinator is", fix="see `joined` above")
         return [Check("joined", lambda: problem), *(Check(name, lambda: missing) for name, _ in steps)]
     return [

@@ -138,8 +138,10 @@ def load_settings(path: Path) -> NodeSettings:
         raise InvalidInputError(
             f"there is no file {path}", hint="make it with `instahide node join`"
         ) from error
-    except tomllib.TOMLDecodeError as error:
-        raise InvalidInputError(f"{path} is not TOML: {error}") from error
+    except ValueError as error:  # TOML's error, and bytes that are no text
+        raise InvalidInputError(
+            f"{path} is not TOML: {error}", hint="make it anew with `instahide node join`"
+        ) from error
     return NodeSettings.from_mapping(table, base=path.resolve().parent)
 
 

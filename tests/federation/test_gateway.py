@@ -21,6 +21,8 @@ from federation.gateway import (
     is_passed,
     load_settings,
 )
+from federation.release import RELEASE_HEADER
+from instahide import __version__
 from instahide.errors import InvalidInputError
 
 FLEET = "/v1/fleet/push-object"
@@ -99,6 +101,19 @@ def test_the_calls_of_a_node_pass_with_their_body(name: str) -> None:
 
 def test_the_health_check_passes() -> None:
     assert call(Recorder(), "GET", "/health").status_code == 200
+
+
+@pytest.mark.parametrize(("status", "told"), [(200, True), (400, True), (412, True), (401, False)])
+def test_the_release_is_told_to_those_whose_signature_was_accepted(status: int, told: bool) -> None:
+    forged = {RELEASE_HEADER: "9.9.9"} if told else {}
+    answer = call(Recorder(lambda _: httpx.Response(status, headers=forged, stream=Pieces(b"{}"))))
+    assert answer.status_code == status
+    assert answer.headers.get_list(RELEASE_HEADER) == ([__version__] if told else [])
+
+
+def test_the_release_is_not_told_to_strangers() -> None:
+    for method, path in (("GET", "/health"), ("POST", "/v1/control/start-run"), ("GET", "/")):
+        assert RELEASE_HEADER not in call(Recorder(), method, path).headers
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,9 @@ import psutil
 import pytest
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
+from federation.doctor.checks import State
+from federation.doctor.network import Address, check_answer
+from federation.doctor.registration import check_registration, check_release
 from federation.flower_processes.bundle import Bundle, bundle_from_folder
 from federation.flower_processes.control import ControlClient, RunStatus
 from federation.flower_processes.node import (
@@ -244,6 +247,25 @@ def test_an_unregistered_key_is_refused_and_the_reason_is_reported(federation: F
         assert until(lambda: bool(reasons))
     assert reasons[0] is not None
     assert reasons[0].startswith("5: the coordinator refused this node: its key is not registered")
+
+
+def test_the_doctor_asks_for_a_key_without_announcing_the_node(
+    federation: Federation, tmp_path: Path
+) -> None:
+    folder = federation.coordinator.folder
+    address = Address("127.0.0.1", federation.coordinator.gateway_port, folder.authority.certificate)
+    key = create_node_key(tmp_path)
+    assert check_registration(address, key.private).state is State.failed
+    node_id = federation.control.register_node(key.public, name="asking")
+    for _ in range(2):
+        assert check_registration(address, key.private).state is State.ok
+    assert {node.node_id: node.status for node in federation.control.list_nodes()}[node_id] == "registered"
+    # A node that is up stays up, and is known.
+    assert check_registration(address, federation.root / "north" / "node.key").state is State.ok
+    online = {node.name: node.status for node in federation.control.list_nodes()}
+    assert online["north"] == "online"
+    assert check_release(address, key.private).state is State.ok
+    assert check_answer(address).state is State.ok
 
 
 def test_a_coordinator_of_another_authority_is_not_trusted(federation: Federation, tmp_path: Path) -> None:
