@@ -40,6 +40,10 @@ SET_CLOCK = "let a time service set this machine's clock (`timedatectl set-ntp t
 RENEW_THERE = "ask the coordinator to renew the gateway's certificate (the authority and the join file stay)"
 
 
+class NotReachedError(OSError):
+    """No TCP connection was made; what fails after that is another matter."""
+
+
 @dataclass(frozen=True)
 class Address:
     """Host and port of a gateway, and the certificate of the authority it is to be signed by.
@@ -231,12 +235,13 @@ def unreachable(address: Address, error: Exception) -> Outcome:
         return skipped("the connection is not trusted", fix="see the TLS checks above")
     if isinstance(error, socket.gaierror | UnicodeError):
         return _no_name(address)
-    if isinstance(error, ssl.SSLError | http.client.HTTPException):
-        return failed(
-            f"{address} does not speak TLS and HTTP as a gateway does ({_words(error)})",
-            fix="is this the gateway's port? a firewall or proxy that opens TLS must leave this address out",
-        )
-    return skipped(f"{address} cannot be reached ({_words(error)})", fix="see the port above")
+    if isinstance(error, NotReachedError):
+        return skipped(f"{address} cannot be reached ({_words(error)})", fix="see the port above")
+    return failed(  # the port answers: what does not is TLS or HTTP
+        f"{address} does not speak TLS and HTTP as a gateway does ({_words(error)})",
+        fix="is this the gateway's port, and is the gateway well? a firewall or proxy that opens or cuts TLS "
+        "must leave this address out",
+    )
 
 
 def _with_tls(
@@ -279,7 +284,12 @@ def _connect(address: Address, context: ssl.SSLContext) -> http.client.HTTPSConn
     connection = http.client.HTTPSConnection(
         address.host, address.port, timeout=CONNECT_SECONDS, context=context
     )
-    plain = socket.create_connection((address.host, address.port), timeout=CONNECT_SECONDS)
+    try:
+        plain = socket.create_connection((address.host, address.port), timeout=CONNECT_SECONDS)
+    except socket.gaierror:
+        raise
+    except OSError as error:
+        raise NotReachedError(_words(error)) from error
     try:
         connection.sock = context.wrap_socket(plain, server_hostname=address.name or address.host)
     except BaseException:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -116,7 +117,22 @@ def test_a_peer_that_takes_the_connection_and_says_nothing_is_given_up(
     with socket.create_server((HOST, 0)) as silent:
         address = Address(HOST, silent.getsockname()[1], authority.certificate)
         assert check_port(address).state is OK
-        assert states(address) == [SKIPPED] * 5
+        assert states(address) == [FAILED] * 5
+
+
+def test_a_connection_that_is_cut_after_it_was_taken_fails(authority: CertificateFiles) -> None:
+    with socket.create_server((HOST, 0)) as server:
+
+        def cut() -> None:
+            peer, _ = server.accept()
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            peer.close()  # with a reset, as a firewall does
+
+        cutter = threading.Thread(target=cut)
+        cutter.start()
+        outcome = check_chain(Address(HOST, server.getsockname()[1], authority.certificate))
+        cutter.join()
+    assert outcome.state is FAILED
 
 
 def test_a_program_that_speaks_no_tls_is_not_a_gateway(authority: CertificateFiles) -> None:
