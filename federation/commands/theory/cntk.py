@@ -55,12 +55,12 @@ def cntk(
     Infinitely wide networks, trained to the end, without training one:
     without pooling, with global pooling, with local pooling and flips, and the
     same after random-patch features; beside them a finite network of the same
-    depth, trained. On few images the kernels are often the better baseline.
+    depth, trained. A kernel has no rate, schedule or seed to choose.
 
     Global pooling costs pixels squared for a pair of images (16 times more at
     twice the side): the defaults take a minute or two. Published, on 50,000
-    CIFAR-10 images of 32 pixels: 66 % without pooling, 77 % global, 82 % local
-    with flips, 89 % with patches, 83 % a finite network.
+    CIFAR-10 images of 32 pixels: about 66 % without pooling, 77 % global,
+    82 % local with flips, 89 % with patches, 83 % a finite network.
 
     Exit codes: 0 done · 2 wrong input · 130 interrupted.
 
