@@ -14,16 +14,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from federation.audit_log import AuditLog, Record, SignedHead, parse_line
-from federation.audit_verification import ReadLog, compare_logs, read_log
-from federation.identity import Identity, create_identity, load_identity, load_or_create_identity
+from federation.audit_log import AuditLog, SignedHead, parse_line
+from federation.audit_verification import read_log
+from federation.identity import Identity, create_identity, load_identity
 from instahide.errors import IntegrityError, InvalidInputError
-
-
-def open_log(folder: Path, name: str = "north", role: str = "site", **options: Any) -> AuditLog:
-    folder.mkdir(exist_ok=True)
-    identity = load_or_create_identity(folder / "identity.key")
-    return AuditLog(folder / "audit.jsonl", identity, role=role, name=name, **options)
+from tests.federation.audit_logs import open_log
 
 
 @pytest.fixture
@@ -285,118 +280,6 @@ def test_what_has_not_the_form_of_a_record_is_none(line: bytes) -> None:
 def test_a_file_that_is_not_there_is_invalid_input(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="cannot be read"):
         read_log(tmp_path / "none")
-
-
-# --- two logs against each other ---------------------------------------------------------------
-
-
-class Pair:
-    """A site and its coordinator, exchanging heads as they do in rounds."""
-
-    def __init__(self, folder: Path, rounds: int = 4) -> None:
-        self.site_folder, self.coordinator_folder = folder / "site", folder / "coordinator"
-        self.site = open_log(self.site_folder)
-        self.coordinator = open_log(self.coordinator_folder, "coordinator", "coordinator")
-        for server_round in range(1, rounds + 1):
-            self.exchange(server_round)
-
-    def exchange(self, server_round: int) -> None:
-        asked = self.coordinator.append("round-started", round=server_round)
-        head = self.coordinator.sign(asked).to_text()
-        self.site.append("request-accepted", round=server_round, audit_head=head)
-        update = hashlib.sha256(bytes([server_round])).hexdigest()
-        sent = self.site.append("update-sent", round=server_round, update_sha256=update)
-        self.coordinator.append(
-            "site-replied", site="north", audit_head=self.site.sign(sent).to_text(), update_sha256=update
-        )
-
-    def read(self) -> tuple[ReadLog, ReadLog]:
-        return read_log(self.site_folder / "audit.jsonl"), read_log(self.coordinator_folder / "audit.jsonl")
-
-    def problems(self) -> list[str]:
-        site, coordinator = self.read()
-        assert not site.problems
-        assert not coordinator.problems
-        return list(compare_logs(site, coordinator).problems)
-
-
-@pytest.fixture
-def pair(tmp_path: Path) -> Pair:
-    return Pair(tmp_path)
-
-
-def cut(folder: Path, lines: int) -> None:
-    path = folder / "audit.jsonl"
-    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-lines]))
-
-
-def test_logs_that_were_left_alone_agree(pair: Pair) -> None:
-    site, coordinator = pair.read()
-    assert compare_logs(site, coordinator).problems == ()
-    assert compare_logs(site, coordinator).heads == compare_logs(coordinator, site).heads == 8
-
-
-@pytest.mark.parametrize("lines", [1, 2, 5])
-def test_a_tail_that_is_missing_at_the_site_shows_at_the_coordinator(pair: Pair, lines: int) -> None:
-    cut(pair.site_folder, lines)
-    assert "the log of north: its tail is missing" in pair.problems()[0]
-
-
-def test_a_tail_that_is_missing_at_the_coordinator_shows_at_the_site(pair: Pair) -> None:
-    cut(pair.coordinator_folder, 2)
-    assert "the log of coordinator: its tail is missing" in pair.problems()[0]
-
-
-def rewrite(folder: Path, old: str, new: str) -> None:
-    """What the owner of a log can do: change a record and make the chain anew from there."""
-    path = folder / "audit.jsonl"
-    made: list[Record] = []
-    for record in read_log(path).records:
-        fields = json.loads(json.dumps(dict(record.fields)).replace(old, new))
-        previous = made[-1].hash if made else record.previous
-        made.append(Record.build(record.sequence, record.time, record.event, fields, previous))
-    path.write_bytes(b"".join(record.to_line() for record in made))
-
-
-def test_a_log_written_anew_by_its_owner_shows(pair: Pair) -> None:
-    rewrite(pair.site_folder, '"round": 2', '"round": 7')
-    assert any("was written anew" in problem for problem in pair.problems())
-
-
-def test_a_log_begun_anew_shows(pair: Pair) -> None:
-    (pair.site_folder / "audit.jsonl").unlink()
-    pair.site = open_log(pair.site_folder)
-    pair.exchange(9)
-    assert any("another log" in problem for problem in pair.problems())
-
-
-def test_an_update_under_another_hash_than_was_sent_shows(pair: Pair) -> None:
-    sent = pair.site.append("update-sent", update_sha256="ab" * 32)
-    head = pair.site.sign(sent).to_text()
-    pair.coordinator.append("site-replied", site="north", audit_head=head, update_sha256="cd" * 32)
-    assert "names another update" in pair.problems()[0]
-
-
-def test_a_head_that_its_owner_did_not_sign_shows(pair: Pair, tmp_path: Path) -> None:
-    last = pair.site.append("stopped")
-    stranger = create_identity(tmp_path / "stranger.key")
-    forged = SignedHead.of(pair.site.log_id, last, stranger)
-    pair.coordinator.append("site-replied", site="north", audit_head=forged.to_text())
-    assert "not signed by this log's key" in pair.problems()[0]
-
-
-def test_logs_of_strangers_do_not_pass_as_agreeing(tmp_path: Path) -> None:
-    (tmp_path / "one").mkdir()
-    (tmp_path / "other").mkdir()
-    one, other = Pair(tmp_path / "one", rounds=0), Pair(tmp_path / "other", rounds=0)
-    assert "say nothing about each other" in compare_logs(one.read()[0], other.read()[1]).problems[0]
-
-
-def test_heads_of_other_sites_are_left_alone(pair: Pair, tmp_path: Path) -> None:
-    south = open_log(tmp_path / "south", "south")
-    head = south.sign(south.append("update-sent")).to_text()
-    pair.coordinator.append("site-replied", site="south", audit_head=head)
-    assert pair.problems() == []
 
 
 def test_a_head_travels_as_text(log: AuditLog, path: Path) -> None:
