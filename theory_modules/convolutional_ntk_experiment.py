@@ -2,8 +2,8 @@ r"""Accuracy against the number of training images: four convolutional kernels a
 
 The published picture (Arora et al. 2019, Li et al. 2019; CIFAR-10, 50,000 images): 66 % without pooling, 77 %
 with global pooling, 82 % with local pooling and flips, 89 % with the patch front end before it; 83 % a finite
-network with global pooling (66 and 82 as remembered, not read again). Here the same comparison on any labelled
-images, at sizes that end while one waits:
+network with global pooling (66 and 82 as remembered, not read again). Here the same comparison on any
+labelled images, at sizes that end while one waits:
 
     vanilla      no pooling, all layers trained
     global       global average pooling, first and last layer fixed, as published

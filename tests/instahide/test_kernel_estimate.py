@@ -76,8 +76,11 @@ def test_a_model_takes_the_absolute_value_of_queries_too() -> None:
 @pytest.mark.statistical
 @pytest.mark.parametrize("kernel", ["convolutional", "fully-connected"])
 def test_on_sign_masked_encodings_the_absolute_value_is_what_can_be_learnt(kernel: str) -> None:
-    """300 encodings of k = 2. Over 20 fresh sets |x| was ahead by 0.46 on average (sd 0.07, least 0.33) with the
-    convolutional kernel and by 0.50 (sd 0.04, least 0.41) with the other: 0.15 is 4 sd below either mean."""
+    """300 encodings of k = 2.
+
+    Over 20 fresh sets |x| was ahead by 0.46 on average (sd 0.07, least 0.33) with the
+    convolutional kernel and by 0.50 (sd 0.04, least 0.41) with the other: 0.15 is 4 sd below either mean.
+    """
     train, test = digits()
     encoder = Encoder(EncoderConfig(num_mixed=2, num_private=2), private=train)
     encodings = encoder.encode_epoch()
