@@ -306,14 +306,35 @@ def ask(
                 f"the site worker is not there ({type(error).__name__})",
                 hint="start it with `instahide node start`, and check that both name the same socket",
             ) from error
-        _send(connection, parts, timeout)
-        answer = receive_frame(connection, max_payload_bytes=max_payload_bytes, timeout=timeout)
+        answer = _exchange(connection, parts, max_payload_bytes, timeout)
     if answer is None:
         raise FederationError(
             "the site worker closed the connection without an answer",
             hint="is this operating-system user among its allowed-uids?",
         )
     return answer
+
+
+def _exchange(
+    connection: socket.socket, parts: tuple[bytes, ...], max_payload_bytes: int, timeout: float | None
+) -> Frame | None:
+    """Send and hear the answer, also where the worker refused the frame before it had read it all.
+
+    Such a worker answers and hangs up while we still write; the reason is waiting to be read.
+    """
+    try:
+        _send(connection, parts, timeout)
+    except FrameError as not_taken:
+        if not isinstance(not_taken.__cause__, BrokenPipeError | ConnectionResetError):
+            raise
+        try:
+            answer = receive_frame(connection, max_payload_bytes=max_payload_bytes, timeout=timeout)
+        except FrameError:
+            answer = None
+        if answer is None:
+            raise
+        return answer
+    return receive_frame(connection, max_payload_bytes=max_payload_bytes, timeout=timeout)
 
 
 def ping(path: str | Path, *, timeout: float = 2.0) -> bool:

@@ -251,6 +251,41 @@ def test_nobody_behind_the_socket_is_said_in_words(tmp_path: Path) -> None:
     assert str(tmp_path) not in str(caught.value)
 
 
+@contextlib.contextmanager
+def hanging_up(path: Path, last_words: Frame | None) -> Iterator[None]:
+    """Behind ``path``: a worker that reads a request's first bytes only, speaks, and leaves."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(path))
+        listener.listen(1)
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(16)
+                if last_words is not None:
+                    send_frame(connection, last_words, timeout=10)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield
+        thread.join()
+
+
+def test_the_reason_of_a_refusal_is_heard_where_the_rest_of_the_request_was_never_read(
+    tmp_path: Path,
+) -> None:
+    refusal = Frame("reply", {"refusal": {"reason": "payload too large", "hint": "send less"}})
+    larger_than_any_socket_buffer = Frame("train", {}, {"w": np.ones(8_000_000, np.float32)})
+    with hanging_up(tmp_path / "s", refusal):
+        assert ask(tmp_path / "s", larger_than_any_socket_buffer, timeout=10).fields == refusal.fields
+
+
+def test_a_worker_that_leaves_in_the_middle_of_a_request_without_a_word_is_an_error(tmp_path: Path) -> None:
+    request = Frame("train", {}, {"w": np.ones(8_000_000, np.float32)})
+    with hanging_up(tmp_path / "s", None), pytest.raises(FrameError, match="the other end left"):
+        ask(tmp_path / "s", request, timeout=10)
+
+
 def test_frames_need_neither_torch_nor_flower() -> None:
     program = "import sys, federation.frames; print({'torch', 'flwr', 'pickle5'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
