@@ -23,9 +23,9 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from instahide.errors import IntegrityError, InvalidInputError, RefusedError
+from instahide.errors import IntegrityError, InvalidInputError
 
-from .provisioning import write_private_file
+from .private_files import read_private_file, write_private_file
 
 IDENTITY_FILE = "identity.key"
 _PREFIX = b"instahide-fl\0"
@@ -71,18 +71,11 @@ def load_identity(path: Path) -> Identity:
 
     Raises:
         InvalidInputError: there is no such file.
-        RefusedError: others than its owner may read it.
+        RefusedError: it is a symbolic link, or others than its owner may read it.
         IntegrityError: it is no Ed25519 key in OpenSSH's format.
     """
-    try:
-        mode, data = path.stat().st_mode, path.read_bytes()
-    except OSError as error:
-        raise InvalidInputError(
-            f"the identity key {path} cannot be read: {error.strerror}",
-            hint="`instahide node init` and `instahide coordinator init` make one",
-        ) from error
-    if mode & 0o077:
-        raise RefusedError(f"{path} can be read by others than its owner", hint=f"chmod 600 {path}")
+    made_by = "`instahide node init` and `instahide coordinator init` make one"
+    data = read_private_file(path, what="the identity key", restore=made_by)
     try:
         key = serialization.load_ssh_private_key(data, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
@@ -94,7 +87,7 @@ def load_identity(path: Path) -> Identity:
 
 def load_or_create_identity(path: Path) -> Identity:
     """The key in ``path``, made there the first time."""
-    return load_identity(path) if path.exists() else create_identity(path)
+    return load_identity(path) if path.exists() or path.is_symlink() else create_identity(path)
 
 
 def load_public_identity(line: str) -> Ed25519PublicKey:

@@ -16,12 +16,9 @@ A private key is never overwritten: its file is created exclusively or the call 
 from __future__ import annotations
 
 import base64
-import errno
 import hashlib
 import ipaddress
-import os
 import secrets
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -33,8 +30,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from instahide.atomic import atomic_write_bytes, first_error_wins, sync_folder
-from instahide.errors import IntegrityError, InvalidInputError, RefusedError
+from instahide.atomic import atomic_write_bytes
+from instahide.errors import IntegrityError, InvalidInputError
+
+from .private_files import read_private_file, write_private_file
 
 CLOCK_SKEW = timedelta(minutes=5)  # a certificate is valid a little before it is made: clocks differ
 AUTHORITY_DAYS = 3650
@@ -127,6 +126,25 @@ def create_node_key(folder: Path, *, name: str = "node") -> NodeKeyFiles:
     return NodeKeyFiles(private, public, public_key_fingerprint(line))
 
 
+def load_node_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """A node's private key, from a private file that is no link.
+
+    Raises InvalidInputError if it is missing or no such key, RefusedError if others may read it.
+    """
+    data = read_private_file(path, what="the node's private key", restore="`instahide node init` makes one")
+    try:
+        key = serialization.load_ssh_private_key(data, password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise InvalidInputError(
+            f"{path} is not an OpenSSH private key", hint="restore it; `instahide node init` makes one"
+        ) from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise InvalidInputError(
+            f"{path} is not an elliptic-curve key", hint="`instahide node init` makes one"
+        )
+    return key
+
+
 def create_secret(path: Path) -> Path:
     """Write 32 bytes of the operating system's entropy to a new file of mode 0600."""
     write_private_file(path, secrets.token_bytes(SECRET_BYTES))
@@ -173,45 +191,6 @@ def certificate_fingerprint(certificate: Path | bytes) -> str:
 def certificate_expiry(certificate: Path) -> datetime:
     """When a certificate ends (UTC)."""
     return _load_certificate(certificate).not_valid_after_utc
-
-
-def write_private_file(path: Path, data: bytes) -> None:
-    """Create ``path`` with mode 0600 and ``data``, whole or not at all; refused if it exists."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if path.exists():
-        raise _holds_a_secret(path)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-    try:
-        with first_error_wins(lambda: Path(name).unlink(missing_ok=True)):
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            _rename_exclusively(name, path)
-            sync_folder(path.parent)
-    except FileExistsError as error:
-        raise _holds_a_secret(path) from error
-
-
-def _rename_exclusively(temporary: str, path: Path) -> None:
-    """A rename that fails with FileExistsError where there is a file."""
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        raise
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
-            raise
-        # A file system without hard links: an empty file keeps the place.
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-        Path(temporary).replace(path)
-
-
-def _holds_a_secret(path: Path) -> RefusedError:
-    return RefusedError(
-        f"{path} already exists and holds a secret",
-        hint="use another folder, or move the file away if it is no longer needed",
-    )
 
 
 def _name(common_name: str) -> x509.Name:
@@ -300,12 +279,11 @@ def _load_certificate(path: Path) -> x509.Certificate:
 
 def _load_authority(authority: CertificateFiles) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
     certificate = _load_certificate(authority.certificate)
+    data = read_private_file(
+        authority.key, what="the authority's key", restore="only the coordinator's machine holds it"
+    )
     try:
-        key = serialization.load_pem_private_key(authority.key.read_bytes(), password=None)
-    except FileNotFoundError as error:
-        raise InvalidInputError(
-            f"the authority's key {authority.key} is missing", hint="only the coordinator's machine holds it"
-        ) from error
+        key = serialization.load_pem_private_key(data, password=None)
     except (ValueError, TypeError) as error:
         raise IntegrityError(f"{authority.key} is not a private key", hint="restore it") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():

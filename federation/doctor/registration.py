@@ -19,13 +19,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from instahide import __version__
-from instahide.errors import InvalidInputError
 
+from ..provisioning import load_node_key
 from ..release import RELEASE_HEADER
 from .checks import Outcome, failed, ok, skipped, warning
 from .network import SET_CLOCK, Address, trusted_connection, unreachable
@@ -118,21 +117,6 @@ def announcement(public_key: bytes) -> bytes:
         encoded.append(length & 0x7F | 0x80)
         length >>= 7
     return b"\x0a" + bytes([*encoded, length]) + public_key
-
-
-def load_node_key(path: Path) -> ec.EllipticCurvePrivateKey:
-    """A node's private key. Raises InvalidInputError for anything else."""
-    try:
-        key = serialization.load_ssh_private_key(path.read_bytes(), password=None)
-    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise InvalidInputError(
-            f"{path} cannot be read as a node's key", hint="see the key file's own check"
-        ) from error
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise InvalidInputError(
-            f"{path} is not an elliptic-curve key", hint="`instahide node init` makes one"
-        )
-    return key
 
 
 def _code(body: bytes) -> int | None:

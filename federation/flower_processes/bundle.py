@@ -40,6 +40,7 @@ BUNDLED = (
     "messages.py",
     "plan.py",
     "privacy_ledger.py",
+    "private_files.py",
     "provisioning.py",
     "flower_records.py",
     "frames.py",

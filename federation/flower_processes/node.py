@@ -256,20 +256,9 @@ def _serve_runtime(state: Any, secret: bytes) -> tuple[str, Callable[[], None]]:
 
 
 def _load_keys(path: Path) -> tuple[Any, Any]:
-    from cryptography.exceptions import UnsupportedAlgorithm
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+    from ..provisioning import load_node_key
 
-    try:
-        key = load_ssh_private_key(_read(path, "the node's private key"), password=None)
-    except (ValueError, UnsupportedAlgorithm, TypeError) as error:
-        raise InvalidInputError(
-            f"{path} is not an OpenSSH private key: {error}", hint="`instahide node init` makes one"
-        ) from error
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise InvalidInputError(
-            f"{path} is not an elliptic-curve key", hint="`instahide node init` makes one"
-        )
+    key = load_node_key(path)
     return key, key.public_key()
 
 

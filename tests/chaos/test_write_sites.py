@@ -28,6 +28,7 @@ SWEPT = {
     "federation/joining.py": "study-with-run",
     "federation/node_folder.py": "new-node",
     "federation/privacy_ledger.py": "privacy-charges",
+    "federation/private_files.py": "new-study",
     "federation/provisioning.py": "new-study",
     "federation/site/dataset.py": "site-round",
     "federation/site/plans.py": "plan-decisions",

@@ -116,6 +116,7 @@ def test_nothing_is_signed_for_a_peer_that_is_not_trusted(tmp_path: Path, key: P
 
 def test_what_is_not_a_node_key_is_named(tmp_path: Path) -> None:
     (tmp_path / "node.key").write_text("nothing")
+    (tmp_path / "node.key").chmod(0o600)
     for name in ("node.key", "missing.key"):
         with pytest.raises(InvalidInputError, match=name):
             check_registration(Address(HOST, 1, tmp_path), tmp_path / name)
