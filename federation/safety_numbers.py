@@ -48,16 +48,16 @@ def site_safety_number(public_key: str, identity_key: str) -> str:
 
 
 def coordinator_safety_number(authority: str, identity_key: str) -> str:
-    """Of the authority's certificate (PEM) and the coordinator's identity key (OpenSSH line).
+    """Of the authority's certificate or chain (PEM) and the coordinator's identity key (OpenSSH line).
 
     Raises InvalidInputError where either cannot be read.
     """
     try:
-        certificate = x509.load_pem_x509_certificate(authority.encode("ascii"))
+        chain = x509.load_pem_x509_certificates(authority.encode("ascii"))
     except ValueError as error:
         raise InvalidInputError("this is no PEM certificate", hint="ask for the file anew") from error
-    der = certificate.public_bytes(serialization.Encoding.DER)
-    return safety_number("coordinator", der, _identity(identity_key))
+    ders = [certificate.public_bytes(serialization.Encoding.DER) for certificate in chain]
+    return safety_number("coordinator", *ders, _identity(identity_key))
 
 
 def check_safety_number(typed: str, expected: str, *, whose: str) -> None:

@@ -71,7 +71,7 @@ def test_a_key_that_others_can_read_is_refused(tmp_path: Path, identity: Identit
 
 
 def test_what_is_no_ed25519_key_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInputError, match="cannot be read"):
+    with pytest.raises(InvalidInputError, match="is missing"):
         load_identity(tmp_path / "none")
     node = create_node_key(tmp_path)
     with pytest.raises(IntegrityError, match="not an Ed25519 key"):
