@@ -29,6 +29,7 @@ from instahide.errors import IntegrityError, InvalidInputError, RefusedError
 
 from .config import RunConfig
 from .coordinator.audit import open_audit_log
+from .external_certificate import ExternalCertificate, gateway_authority
 from .hidden_sum import hidden_sum, roster_entry
 from .identity import IDENTITY_FILE, load_identity, load_or_create_identity
 from .joining import JoinAnswer, JoinRequest
@@ -102,8 +103,18 @@ class Study:
             raise IntegrityError(f"{path} is damaged ({error})", hint="admit the hospitals again") from error
 
 
-def create_study(path: Path, *, names: tuple[str, ...], listen: str, port: int) -> Study:
-    """Make a study folder with its keys and certificates. Raises RefusedError if there is one."""
+def create_study(
+    path: Path,
+    *,
+    names: tuple[str, ...],
+    listen: str,
+    port: int,
+    external: ExternalCertificate | None = None,
+) -> Study:
+    """Make a study folder with its keys and certificates; ``external`` is the gateway's, if given.
+
+    Raises RefusedError if there is one, InvalidInputError for wrong names, port or certificate.
+    """
     from .flower_processes.superlink import create_coordinator_folder
 
     if not 1 <= port <= 65_535:
@@ -112,7 +123,7 @@ def create_study(path: Path, *, names: tuple[str, ...], listen: str, port: int) 
     if (path / SETTINGS).exists():
         raise RefusedError(f"{path} already holds a study", hint="use another folder")
     with nothing_left_on_error(path):
-        create_coordinator_folder(path, names=names)
+        create_coordinator_folder(path, names=names, external=external)
         load_or_create_identity(path / IDENTITY_FILE)
         lines = [
             f"names = {json.dumps(list(names))}  # in the gateway's certificate; hospitals use the first",
@@ -173,7 +184,7 @@ def admit(study: Study, request: JoinRequest, node_id: int) -> JoinAnswer:
     )
     rows = [asdict(site) for site in [*others, admitted]]
     atomic_write_text(study.path / SITES, json.dumps(rows, indent=2) + "\n", mode=0o600)
-    authority = (study.path / "authority.crt").read_text(encoding="ascii")
+    authority = gateway_authority(study.path, study.path / "authority.crt").read_text(encoding="ascii")
     return JoinAnswer(
         name=request.name,
         coordinator=study.address,

@@ -11,7 +11,7 @@ from typing import Any
 import typer
 
 from .console import OutputFormat, describe_event, print_json
-from .doctor import coordinator_doctor, renew
+from .doctor import CA_FILE, CERTIFICATE_FILE, KEY_FILE, coordinator_doctor, renew
 from .run_settings import not_ours, parse_settings, read_settings
 
 STOP_SECONDS = 20.0  # Flower ends a stopped ServerApp at its next heartbeat, five seconds apart
@@ -39,21 +39,31 @@ def init(
     ),
     port: int = typer.Option(9443, help="Port of the gateway, the only one hospitals reach."),
     listen: str = typer.Option("0.0.0.0", help="Address the gateway listens on."),  # noqa: S104
+    certificate_file: Path | None = CERTIFICATE_FILE,
+    key_file: Path | None = KEY_FILE,
+    ca_file: Path | None = CA_FILE,
     output: OutputFormat = FORMAT,
 ) -> None:
     """Make a study folder: certificate authority, server certificates, secrets.
 
+    The gateway's certificate is made by the study's own authority, or taken from
+    yours: give --certificate-file, --key-file and --ca-file together.
+
     Example: instahide coordinator init study/ --host fl.example.org --host 10.0.0.5
     """
+    from ..external_certificate import external_certificate, gateway_authority
     from ..identity import IDENTITY_FILE, load_identity
     from ..provisioning import certificate_expiry, certificate_fingerprint
     from ..study import create_study
 
-    made = create_study(study, names=tuple(host), listen=listen, port=port)
+    external = external_certificate(certificate_file, key_file, ca_file)
+    made = create_study(study, names=tuple(host), listen=listen, port=port, external=external)
     facts = {
         "study": str(made.path),
         "address": made.address,
-        "authority-sha256": certificate_fingerprint(made.path / "authority.crt"),
+        "authority-sha256": certificate_fingerprint(
+            gateway_authority(made.path, made.path / "authority.crt")
+        ),
         "identity": load_identity(made.path / IDENTITY_FILE).fingerprint,
         "gateway-certificate-expires": certificate_expiry(made.path / "gateway.crt").date().isoformat(),
     }

@@ -5,12 +5,15 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+from instahide.errors import InvalidInputError
+
+from ..external_certificate import ExternalCertificate
 from ..flower_processes.superlink import LOOPBACK, CoordinatorFolder
 from ..identity import IDENTITY_FILE
 from ..provisioning import SECRET_BYTES, CertificateFiles
 from ..study import Study
 from . import machine, ports
-from .checks import Check, Outcome, ok, skipped, warning
+from .checks import Check, Outcome, failed, ok, skipped, warning
 from .files import (
     is_identity_key,
     is_key_of_certificate,
@@ -25,6 +28,10 @@ from .packages import check_packages, check_versions
 
 RESTORE = "restore it from a backup; without it, make a new study and let the hospitals join again"
 RENEW = "`instahide coordinator renew STUDY` makes it anew; hospitals need not join again"
+RENEW_EXTERNAL = (
+    "get a new one from your own authority, then `instahide coordinator renew STUDY --certificate-file FILE "
+    "--key-file FILE --ca-file FILE`; hospitals need not join again unless the authority changed"
+)
 NO_NAMES = warning(
     "no name server answered in time", fix="see that this machine's and the hospitals' name servers know it"
 )
@@ -40,7 +47,7 @@ def coordinator_checks(study: Study) -> list[Check]:
         Check("package names", check_packages),
         Check("study folder", lambda: private_folder(study.path)),
         Check("authority", partial(_authority, folder)),
-        Check("gateway certificate", partial(_issued, folder, folder.gateway.certificate, study.names)),
+        Check("gateway certificate", partial(_gateway, folder, study.names)),
         Check(
             "SuperLink certificate",
             partial(_issued, folder, folder.superlink.certificate, (LOOPBACK, "localhost")),
@@ -83,6 +90,23 @@ def _authority(folder: CoordinatorFolder) -> Outcome:
 
 def _issued(folder: CoordinatorFolder, path: Path, names: tuple[str, ...]) -> Outcome:
     return issued_certificate(path, folder.authority.certificate, names=names, renew=RENEW)
+
+
+def _gateway(folder: CoordinatorFolder, names: tuple[str, ...]) -> Outcome:
+    """The certificate that hospitals see: of the study's authority, or of the operator's own."""
+    if folder.gateway_authority == folder.authority.certificate:
+        return _issued(folder, folder.gateway.certificate, names)
+    external = ExternalCertificate(
+        certificate=folder.gateway.certificate,
+        key=folder.gateway.key,
+        authority=folder.gateway_authority,
+    )
+    until = validity(read_certificate(folder.gateway.certificate), renew=RENEW_EXTERNAL)
+    try:
+        external.check(names)
+    except InvalidInputError as error:
+        return failed(error.message, fix=until.fix or RENEW_EXTERNAL)
+    return Outcome(until.state, f"from your own authority, for {', '.join(names)}; {until.seen}", until.fix)
 
 
 def _secret(path: Path) -> Outcome:

@@ -65,7 +65,7 @@ def check_gateway(folder: CoordinatorFolder, listen: str, port: int, name: str) 
         socket.create_connection((host, port), timeout=PROBE_SECONDS).close()
     except OSError:
         return skipped("no gateway is up here", fix="instahide coordinator start STUDY")
-    return check_answer(Address(host, port, folder.authority.certificate, name))
+    return check_answer(Address(host, port, folder.gateway_authority, name))
 
 
 def _shown_certificate(host: str, port: int) -> bytes | None:

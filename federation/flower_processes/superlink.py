@@ -5,6 +5,7 @@ A coordinator folder (mode 0700) holds, after ``create_coordinator_folder``::
     authority.crt .key     the federation's certificate authority
     superlink.crt .key     shown by the SuperLink, for loopback only
     gateway.crt .key       shown to the hospitals, for the names they use
+    gateway-authority.crt  only where that certificate is from an authority of the operator's own
     superexec.secret       32 bytes: who may fetch ServerApp tasks
     state.db               Flower's database: nodes, runs, messages under way
     instance.json          which processes are ours (pid, start time, port, certificate)
@@ -33,6 +34,7 @@ import psutil
 from instahide.atomic import atomic_write_text
 from instahide.errors import FederationError, InvalidInputError, RefusedError
 
+from ..external_certificate import ExternalCertificate, gateway_authority
 from ..gateway import GatewaySettings
 from ..provisioning import (
     CertificateFiles,
@@ -69,6 +71,11 @@ class CoordinatorFolder:
         return CertificateFiles(self.path / "gateway.crt", self.path / "gateway.key")
 
     @property
+    def gateway_authority(self) -> Path:
+        """What the hospitals trust the gateway by: the study's authority, or the operator's own."""
+        return gateway_authority(self.path, self.authority.certificate)
+
+    @property
     def secret(self) -> Path:
         return self.path / "superexec.secret"
 
@@ -92,17 +99,26 @@ class CoordinatorFolder:
         return self.path / "logs" / f"{name}.log"
 
 
-def create_coordinator_folder(path: Path, *, names: Sequence[str]) -> CoordinatorFolder:
+def create_coordinator_folder(
+    path: Path, *, names: Sequence[str], external: ExternalCertificate | None = None
+) -> CoordinatorFolder:
     """Make keys, certificates and secret for a coordinator the hospitals reach under ``names``.
 
-    Raises RefusedError if the folder already holds an authority.
+    With ``external`` the gateway's certificate is that one. Raises RefusedError if the folder
+    already holds an authority, InvalidInputError for a certificate that would not serve the names.
     """
+    if external is not None:
+        external.check(names)
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     path.chmod(0o700)
     folder = CoordinatorFolder(path)
     authority = create_authority(path)
     issue_server_certificate(authority, path, names=[LOOPBACK, "localhost"], file_name="superlink")
-    issue_server_certificate(authority, path, names=names, file_name="gateway")
+    if external is None:
+        issue_server_certificate(authority, path, names=names, file_name="gateway")
+    else:
+        external.write(path)
+        external.write_authority(path)
     create_secret(folder.secret)
     return folder
 
@@ -192,16 +208,17 @@ def start_coordinator(
 
 def _bring_up(coordinator: Coordinator, gateway_host: str, within: float) -> Coordinator:
     """Start the three at once (their imports take most of the time) and wait for each."""
-    authority = coordinator.folder.authority.certificate
+    folder = coordinator.folder
     for process in (coordinator.superlink, coordinator.gateway, coordinator.superexec):
         process.start()
-    _record_instance(coordinator.folder, coordinator.superlink, coordinator.superlink_port)
+    _record_instance(folder, coordinator.superlink, coordinator.superlink_port)
     coordinator.superlink.wait_until(
-        lambda: is_healthy(LOOPBACK, coordinator.superlink_port, authority), within=within
+        lambda: is_healthy(LOOPBACK, coordinator.superlink_port, folder.authority.certificate), within=within
     )
     reachable = {"0.0.0.0": LOOPBACK, "": LOOPBACK, "::": "::1"}.get(gateway_host, gateway_host)  # noqa: S104
     coordinator.gateway.wait_until(
-        lambda: is_healthy(reachable, coordinator.gateway_port, authority, check_name=False), within=within
+        lambda: is_healthy(reachable, coordinator.gateway_port, folder.gateway_authority, check_name=False),
+        within=within,
     )
     coordinator.check()
     return coordinator

@@ -53,6 +53,7 @@ ONE_WHOLE_FILE = {
     "federation/demo/hospitals.py",
     "federation/demo/report.py",
     "federation/demo/story.py",
+    "federation/external_certificate.py",
     "federation/flower_processes/superlink.py",
     "federation/plan.py",
     "federation/site/worker.py",
