@@ -6,7 +6,8 @@ st-mary/
   policy.toml                what a coordinator may ask of this site; yours to edit
   worker.toml                where images and state are (the site worker's settings)
   st-mary.request.json       to be sent to the coordinator
-  authority.crt coordinator.pub node.toml   written by `node join` from the coordinator's answer
+  authority.crt coordinator.pub node.toml join.number   written by `node join` from its answer
+  node.next.key ...          new keys that wait for the coordinator's answer (`node_rotation`)
   state/                     ledger, registration, plans, audit log, logs, socket
 """
 
@@ -25,7 +26,8 @@ from instahide.errors import InvalidInputError, RefusedError
 from .flower_processes.environment import flower_environment
 from .flower_processes.node import NodeSettings, node_process
 from .identity import IDENTITY_FILE, load_or_create_identity
-from .joining import JoinAnswer, JoinRequest, write_exchange
+from .joining import JoinAnswer, JoinRequest
+from .node_request import write_node_request
 from .provisioning import create_node_key, public_key_fingerprint
 from .site.policy import write_default_policy
 from .supervision import ManagedProcess
@@ -50,6 +52,24 @@ class NodeFolder:
     @property
     def identity_key(self) -> Path:
         return self.path / IDENTITY_FILE
+
+    @property
+    def next_key(self) -> Path:
+        """A new key that waits for the coordinator's answer (``node_rotation``)."""
+        return self.path / "node.next.key"
+
+    @property
+    def next_public_key(self) -> Path:
+        return self.path / "node.next.pub"
+
+    @property
+    def next_identity_key(self) -> Path:
+        return self.path / "identity.next.key"
+
+    @property
+    def join_number(self) -> Path:
+        """The number of the answer that was taken in last."""
+        return self.path / "join.number"
 
     @property
     def coordinator_key(self) -> Path:
@@ -135,31 +155,36 @@ def create_node(
         site = load_site_data(load_worker_config(folder.worker_config))
         if not folder.policy.exists():
             write_default_policy(folder.policy)
-        key = create_node_key(folder.path)
-        request = JoinRequest(
-            name=name,
-            public_key=key.public.read_text(encoding="ascii").strip(),
-            identity_key=load_or_create_identity(folder.identity_key).public_line,
-            num_examples=len(site.training),
-            evaluate_num_examples=len(site.test),
-            class_names=site.class_names,
-            image_shape=site.training.image_shape,
-        )
-        request_file = write_exchange(request, folder.path / f"{name}.request.json")
+        create_node_key(folder.path)
+        load_or_create_identity(folder.identity_key)
+        request, request_file = write_node_request(folder, site, name)
     return folder, request, request_file
 
 
-def join(folder: NodeFolder, answer: JoinAnswer) -> NodeSettings:
-    """Take the coordinator's answer in. Raises RefusedError if it is for another key."""
+def join(folder: NodeFolder, answer: JoinAnswer, *, another_coordinator: bool = False) -> NodeSettings:
+    """Take the coordinator's answer in; where it is for new keys that wait, they are used from now on.
+
+    ``another_coordinator`` allows an answer by another identity key than that of the coordinator joined
+    before. Raises RefusedError if the answer is for another key, by another coordinator unasked, or
+    older than the one taken in before.
+    """
+    from .node_rotation import is_waiting, use_waiting_keys
+
     folder.check()
     own = public_key_fingerprint(folder.public_key)
-    if answer.fingerprint != own:
+    waiting = is_waiting(folder, answer.fingerprint)
+    if answer.fingerprint != own and not waiting:
         raise RefusedError(
             f"the answer is for the key {answer.fingerprint}, this node has {own}",
             hint="ask the coordinator to admit this node's request file",
         )
+    if not another_coordinator:
+        _check_is_from_our_coordinator(folder, answer)
+    if waiting:
+        use_waiting_keys(folder)
     atomic_write_bytes(folder.authority, answer.authority.encode("ascii"))
     atomic_write_text(folder.coordinator_key, answer.identity_key + "\n")
+    atomic_write_text(folder.join_number, f"{answer.number}\n")
     settings = NodeSettings(
         name=answer.name,
         coordinator=answer.coordinator,
@@ -170,6 +195,29 @@ def join(folder: NodeFolder, answer: JoinAnswer) -> NodeSettings:
     )
     atomic_write_text(folder.node_config, settings.to_toml(), mode=0o600)
     return settings
+
+
+def _check_is_from_our_coordinator(folder: NodeFolder, answer: JoinAnswer) -> None:
+    if not folder.coordinator_key.exists():
+        return
+    if folder.coordinator_key.read_bytes().strip() != answer.identity_key.encode("ascii"):
+        raise RefusedError(
+            "the join file is signed by another coordinator than the one this node has joined",
+            hint="if the coordinator was made anew, compare its safety number by telephone and add "
+            "--another-coordinator",
+        )
+    if answer.number < _number_taken_in(folder):
+        raise RefusedError(
+            "the join file is older than the one this node has taken in",
+            hint="ask the coordinator for the latest: it writes one at each `instahide coordinator admit`",
+        )
+
+
+def _number_taken_in(folder: NodeFolder) -> int:
+    try:
+        return int(folder.join_number.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return 0
 
 
 def worker_process(

@@ -145,6 +145,12 @@ def load_node_key(path: Path) -> ec.EllipticCurvePrivateKey:
     return key
 
 
+def public_line_of(key: ec.EllipticCurvePrivateKey) -> str:
+    """The public half of a node's key as one OpenSSH line without a comment."""
+    line = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    return line.decode("ascii")
+
+
 def create_secret(path: Path) -> Path:
     """Write 32 bytes of the operating system's entropy to a new file of mode 0600."""
     write_private_file(path, secrets.token_bytes(SECRET_BYTES))

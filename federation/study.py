@@ -3,6 +3,7 @@
     study/
       study.toml        names the hospitals use, gateway address and port
       sites.json        admitted hospitals: node id, name, key fingerprint, counts, classes, shape
+      revoked.json      keys that are refused (``coordinator.revocations``)
       runs/NAME/        one folder a run: events, checkpoints, model (written by the ServerApp)
       identity.key      the coordinator's identity key, which signs the heads of its audit log
       audit.jsonl       its audit log, over all runs
@@ -27,14 +28,18 @@ import psutil
 from instahide.atomic import atomic_write_bytes, atomic_write_text, nothing_left_on_error
 from instahide.errors import IntegrityError, InvalidInputError, RefusedError
 
+from .admission import admitted_before, check_keys, replaced_keys
 from .config import RunConfig
 from .coordinator.audit import open_audit_log
+from .coordinator.revocations import REVOCATIONS, Revocation, read_revocations
 from .external_certificate import ExternalCertificate, gateway_authority
 from .hidden_sum import hidden_sum, roster_entry
-from .identity import IDENTITY_FILE, load_identity, load_or_create_identity
+from .identity import IDENTITY_FILE, Identity, load_identity, load_or_create_identity
 from .joining import JoinAnswer, JoinRequest
 from .plan import Plan
 from .provisioning import check_server_names
+from .revocation import refuse
+from .safety_numbers import coordinator_safety_number
 
 SETTINGS, SITES, RUNS = "study.toml", "sites.json", "runs"
 RUN_SETTINGS = "run.json"
@@ -82,8 +87,19 @@ class Study:
         found = list(folder.glob(f"*/{RUN_SETTINGS}"))  # written once, when all else is in place
         return [entry.parent.name for entry in sorted(found, key=lambda entry: entry.stat().st_mtime_ns)]
 
+    def revocations(self) -> tuple[Revocation, ...]:
+        """Keys that are refused. Raises IntegrityError if ``revoked.json`` is damaged."""
+        return read_revocations(self.path / REVOCATIONS)
+
     def sites(self) -> list[AdmittedSite]:
-        """Admitted hospitals. Raises IntegrityError if ``sites.json`` is damaged."""
+        """Admitted hospitals, without those revoked since.
+
+        Raises IntegrityError if ``sites.json`` or ``revoked.json`` is damaged.
+        """
+        refused = {entry.node_key for entry in self.revocations()}
+        return [site for site in self._written_down() if site.fingerprint not in refused]
+
+    def _written_down(self) -> list[AdmittedSite]:
         path = self.path / SITES
         if not path.exists():
             return []
@@ -151,24 +167,38 @@ def load_study(path: Path) -> Study:
         ) from error
 
 
+def coordinator_identity(study: Study) -> Identity:
+    """The coordinator's identity key, which signs join files and the heads of its audit log."""
+    return load_identity(study.path / IDENTITY_FILE)
+
+
+def coordinator_number(study: Study) -> str:
+    """The coordinator's safety number, as its hospitals see it."""
+    authority = gateway_authority(study.path, study.path / "authority.crt").read_text(encoding="ascii")
+    return coordinator_safety_number(authority, coordinator_identity(study).public_line)
+
+
 def check_admissible(study: Study, request: JoinRequest) -> None:
     """Whether a hospital fits the study, before its key is registered.
 
-    Raises RefusedError if the name belongs to another key, or classes or shape differ from the study's.
+    Raises RefusedError for keys it may not ask with (``admission``), or where classes or shape differ
+    from the study's.
     """
-    for site in study.sites():
-        if site.name == request.name and site.fingerprint != request.fingerprint:
-            raise RefusedError(
-                f"{request.name} is already admitted with another key ({site.fingerprint})",
-                hint="give the new hospital another name, or withdraw the old one first",
-            )
+    sites = study.sites()
+    check_keys(request, sites, study.revocations())
+    for site in sites:
         _check_agree(site, request)
 
 
 def admit(study: Study, request: JoinRequest, node_id: int) -> JoinAnswer:
-    """Write a hospital down (its key is registered already as ``node_id``); the answer to send back."""
+    """Write a hospital down (its key is registered already as ``node_id``); the answer to send back.
+
+    Keys that the request replaces are refused from now on.
+    """
     check_admissible(study, request)
-    others = [site for site in study.sites() if site.fingerprint != request.fingerprint]
+    sites = study.sites()
+    before = admitted_before(request, sites)
+    others = [site for site in sites if site is not before]
     admitted = AdmittedSite(
         node_id=node_id,
         name=request.name,
@@ -179,9 +209,16 @@ def admit(study: Study, request: JoinRequest, node_id: int) -> JoinAnswer:
         image_shape=request.image_shape,
         identity_key=request.identity_key,
     )
-    open_audit_log(study.path).append(
-        "site-admitted", site=request.name, node_key=request.fingerprint, identity_key=request.identity
+    told = {"replaced_keys": list(request.replaced)} if request.replaced else {}
+    record = open_audit_log(study.path).append(
+        "site-admitted",
+        site=request.name,
+        node_key=request.fingerprint,
+        identity_key=request.identity,
+        **told,
     )
+    if (replaced := replaced_keys(request, sites, time=record.time)) is not None:
+        refuse(study.path, [replaced])
     rows = [asdict(site) for site in [*others, admitted]]
     atomic_write_text(study.path / SITES, json.dumps(rows, indent=2) + "\n", mode=0o600)
     authority = gateway_authority(study.path, study.path / "authority.crt").read_text(encoding="ascii")
@@ -189,8 +226,9 @@ def admit(study: Study, request: JoinRequest, node_id: int) -> JoinAnswer:
         name=request.name,
         coordinator=study.address,
         authority=authority,
-        identity_key=load_identity(study.path / IDENTITY_FILE).public_line,
+        identity_key=coordinator_identity(study).public_line,
         fingerprint=request.fingerprint,
+        number=record.sequence,
     )
 
 

@@ -1,4 +1,4 @@
-"""``instahide coordinator``: make a study, admit hospitals, run, watch, resume."""
+"""``instahide coordinator``: make a study, run, watch, resume; the hospitals are in ``coordinator_sites``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import typer
 
 from .console import OutputFormat, describe_event, print_json
+from .coordinator_sites import admit, revoke
 from .doctor import CA_FILE, CERTIFICATE_FILE, KEY_FILE, coordinator_doctor, renew
 from .run_settings import not_ours, parse_settings, read_settings
 
@@ -54,7 +55,7 @@ def init(
     from ..external_certificate import external_certificate, gateway_authority
     from ..identity import IDENTITY_FILE, load_identity
     from ..provisioning import certificate_expiry, certificate_fingerprint
-    from ..study import create_study
+    from ..study import coordinator_number, create_study
 
     external = external_certificate(certificate_file, key_file, ca_file)
     made = create_study(study, names=tuple(host), listen=listen, port=port, external=external)
@@ -65,14 +66,15 @@ def init(
             gateway_authority(made.path, made.path / "authority.crt")
         ),
         "identity": load_identity(made.path / IDENTITY_FILE).fingerprint,
+        "safety-number": coordinator_number(made),
         "gateway-certificate-expires": certificate_expiry(made.path / "gateway.crt").date().isoformat(),
     }
     if output is OutputFormat.json:
         print_json(facts)
         return
     typer.echo(f"study made in {study}; hospitals will connect to {made.address}")
-    typer.echo(f"authority fingerprint (read it out to the hospitals): {facts['authority-sha256']}")
-    typer.echo(f"identity key fingerprint (read it out as well): {facts['identity']}")
+    typer.echo(f"safety number (read it out to the hospitals): {facts['safety-number']}")
+    typer.echo(f"fingerprints: authority {facts['authority-sha256']}, identity key {facts['identity']}")
     typer.echo(f"the gateway's certificate ends on {facts['gateway-certificate-expires']}")
     typer.echo(f"next: instahide coordinator start {study}")
 
@@ -108,48 +110,7 @@ def start(
     typer.echo("stopped")
 
 
-@app.command("admit")
-def admit(
-    study: Path = STUDY,
-    request: Path = typer.Argument(..., help="The hospital's NAME.request.json.", show_default=False),
-    out: Path | None = typer.Option(
-        None, help="Where to write NAME.join.json (default: beside the request)."
-    ),
-    output: OutputFormat = FORMAT,
-) -> None:
-    """Admit a hospital: register its node key, answer with NAME.join.json. The coordinator must be up.
-
-    Compare the fingerprint shown here with the one `node init` showed at the
-    hospital.
-
-    Example: instahide coordinator admit study/ st-mary.request.json
-    """
-    from .. import study as studies
-    from ..joining import read_request, write_exchange
-
-    settings = studies.load_study(study)
-    asked = read_request(request)
-    studies.check_admissible(settings, asked)
-    with _control(settings.path) as control:
-        node_id = control.register_node(asked.public_key.encode(), name=asked.name)
-    answer = studies.admit(settings, asked, node_id)
-    target = out or request.with_name(f"{asked.name}.join.json")
-    write_exchange(answer, target)
-    if output is OutputFormat.json:
-        print_json(
-            {
-                "name": asked.name,
-                "node-id": node_id,
-                "fingerprint": asked.fingerprint,
-                "identity": asked.identity,
-                "answer": str(target),
-            }
-        )
-        return
-    typer.echo(f"{asked.name} admitted: {asked.num_examples:,} images, {len(asked.class_names)} classes")
-    typer.echo(f"its key has the fingerprint {asked.fingerprint}; compare by telephone")
-    typer.echo(f"its identity key {asked.identity}; compare as well")
-    typer.echo(f"send back {target}")
+app.command("admit")(admit)
 
 
 @app.command("run")
@@ -300,6 +261,7 @@ def settings_table(output: OutputFormat = FORMAT) -> None:
     Console().print(table)
 
 
+app.command("revoke")(revoke)
 app.command("doctor")(coordinator_doctor)
 app.command("renew")(renew)
 

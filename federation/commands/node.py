@@ -13,6 +13,7 @@ from instahide.errors import FederationError
 from . import node_plan
 from .console import OutputFormat, print_json
 from .doctor import node_doctor
+from .node_keys import init, join, request, rotate
 from .node_privacy import privacy
 
 app = typer.Typer(
@@ -29,88 +30,8 @@ app = typer.Typer(
 NODE = typer.Argument(..., help="The node's folder.", show_default=False)
 FORMAT = typer.Option(OutputFormat.text, "--format", help="text for people, json for programs.")
 
-
-@app.command("init")
-def init(
-    node: Path = NODE,
-    name: str = typer.Option(..., help="Short name of the hospital, as others will see it."),
-    data: Path = typer.Option(..., help="Training images: a folder or file `dataset inspect` can read."),
-    test: Path | None = typer.Option(
-        None, help="Test images (default: the file's own test split, or a held-out part)."
-    ),
-    public: Path | None = typer.Option(
-        None, help="Public images to mix with (default: private images only)."
-    ),
-    class_names: list[str] = typer.Option(
-        [], "--class", help="The study's class names in order, where these images lack some; repeat."
-    ),
-    threads: int = typer.Option(2, min=1, help="Processor threads for training."),
-    output: OutputFormat = FORMAT,
-) -> None:
-    """Make the node's key, policy and settings, and the request file for the coordinator.
-
-    The private key is made here and stays here. Read policy.toml before you
-    join: it decides what a coordinator may ask of this site.
-
-    Example: instahide node init st-mary/ --name st-mary --data scans/
-    """
-    from ..node_folder import create_node
-
-    folder, request, path = create_node(
-        node,
-        name=name,
-        data=data,
-        test_data=test,
-        public_data=public,
-        class_names=class_names,
-        threads=threads,
-    )
-    if output is OutputFormat.json:
-        print_json(
-            {
-                "node": str(folder.path),
-                "request": str(path),
-                "fingerprint": request.fingerprint,
-                "identity": request.identity,
-            }
-        )
-        return
-    typer.echo(f"{name}: {request.num_examples:,} training and {request.evaluate_num_examples:,} test images")
-    typer.echo(f"key fingerprint (read it out to the coordinator): {request.fingerprint}")
-    typer.echo(f"identity key fingerprint (read it out as well):   {request.identity}")
-    typer.echo(f"send {path} to the coordinator; read and edit {folder.policy}")
-
-
-@app.command("join")
-def join(
-    node: Path = NODE,
-    answer: Path = typer.Argument(..., help="NAME.join.json from the coordinator.", show_default=False),
-    output: OutputFormat = FORMAT,
-) -> None:
-    """Take in the coordinator's answer: where it is and which certificate authority to trust.
-
-    Example: instahide node join st-mary/ st-mary.join.json
-    """
-    from ..identity import identity_fingerprint
-    from ..joining import read_answer
-    from ..node_folder import NodeFolder
-    from ..node_folder import join as take_in
-    from ..provisioning import certificate_fingerprint
-
-    folder = NodeFolder(node.resolve())
-    settings = take_in(folder, read_answer(answer))
-    facts = {
-        "coordinator": settings.coordinator,
-        "authority-sha256": certificate_fingerprint(folder.authority),
-        "coordinator-identity": identity_fingerprint(folder.coordinator_key.read_text(encoding="ascii")),
-    }
-    if output is OutputFormat.json:
-        print_json(facts)
-        return
-    typer.echo(f"joined: the coordinator is {settings.coordinator}")
-    typer.echo(f"compare its authority fingerprint by telephone: {facts['authority-sha256']}")
-    typer.echo(f"and its identity key: {facts['coordinator-identity']}")
-    typer.echo(f"next: instahide node start {node}, and instahide node plan list {node} for each run")
+app.command("init")(init)
+app.command("join")(join)
 
 
 @app.command("start")
@@ -166,6 +87,8 @@ def start(
     typer.echo("stopped")
 
 
+app.command("request")(request)
+app.command("rotate")(rotate)
 app.command("privacy")(privacy)
 app.command("doctor")(node_doctor)
 app.add_typer(node_plan.app, name="plan")

@@ -8,6 +8,9 @@ A site is asked once a round and ends in one of these ways:
     failed     an error came back in its place
     missing    it went offline, started anew (which loses the request), or the deadline passed
 
+A site whose keys are revoked meanwhile is asked no more, its answer is rejected when it comes, and
+one that was taken in already is dropped before the round is counted.
+
 Only the first counts towards the quorum. Nobody waits for a site that is known to be gone: the
 list of online nodes is read every second. A site that missed a deadline still owes its answer
 and is not asked again until it has given it (unused, reported as late) or is known to be gone;
@@ -38,6 +41,7 @@ from .sites import SiteBook
 from .validation import RejectedUpdateError, Update, UpdateValidator
 
 LOOK_INTERVAL = 1.0  # seconds between two readings of the list of online nodes
+REVOKED_REASON = "its keys were revoked"
 LONGEST_PAUSE = 1.0  # seconds between two looks for replies, however long the round
 
 
@@ -95,6 +99,7 @@ class Collector:
             self._ask(request)
             self._gather(request, enough=quorum)
             self._wait_for_approval(request, quorum)
+            self._drop_revoked()
             if len(self._good) >= quorum:
                 return list(self._good.values())
             reason = self._shortfall(quorum)
@@ -129,6 +134,7 @@ class Collector:
         self._begin(request)
         self._ask(request)
         self._gather(request, enough=0)
+        self._drop_revoked()
         return list(self._good.values())
 
     def wait_for_sites(self, *, settle: float = 0.0) -> None:
@@ -142,7 +148,7 @@ class Collector:
             now = self._clock.monotonic()
             if len(here) >= self._quorum:
                 enough_since = now if enough_since is None else enough_since
-                everyone = not self._book.open_to_all and here >= set(self._book.sites)
+                everyone = not self._book.open_to_all and here >= self._book.expected()
                 if everyone or now - enough_since >= settle:
                     return
             elif now - began >= self._config.start_deadline:
@@ -243,7 +249,9 @@ class Collector:
         online = self._grid.online_nodes()
         gone = {}
         for message_id, owed in self._owed.items():
-            if owed.node_id not in online:
+            if self._book.is_revoked(owed.node_id):
+                gone[message_id] = REVOKED_REASON
+            elif owed.node_id not in online:
                 gone[message_id] = "went offline"
             elif online[owed.node_id] != owed.stamp:
                 gone[message_id] = "started anew, which loses the request"
@@ -267,7 +275,9 @@ class Collector:
             self._emit_late(owed)
             return
         self._lost.pop(owed.node_id, None)
-        if arrived.reply is None:
+        if self._book.is_revoked(owed.node_id):
+            self._lose(owed.node_id, "site-rejected", REVOKED_REASON)
+        elif arrived.reply is None:
             self._lose(owed.node_id, "site-failed", one_line(arrived.error) or "an error without a text")
         elif not self._is_signed(owed.node_id, arrived.reply):
             reason = "its audit head is not signed by the key this site registered"
@@ -322,6 +332,12 @@ class Collector:
 
     # --- bookkeeping ------------------------------------------------------------------------------
 
+    def _drop_revoked(self) -> None:
+        """Whose keys were revoked since its answer was taken in does not count."""
+        for node_id in [node_id for node_id in self._good if self._book.is_revoked(node_id)]:
+            del self._good[node_id]
+            self._lose(node_id, "site-rejected", REVOKED_REASON)
+
     def _lose(self, node_id: int, event: str, reason: str, **fields: Any) -> None:
         assert self._request is not None
         self._lost[node_id] = reason
@@ -342,7 +358,7 @@ class Collector:
         return (set(self._known_online()) - busy) | set(self._good)
 
     def _absent(self, here: set[int]) -> list[str]:
-        return self._book.names(set(self._book.sites) - here)
+        return self._book.names(self._book.expected() - here)
 
     def _who_is_absent(self, here: set[int]) -> str:
         absent = ", ".join(self._absent(here)) or "others"

@@ -15,7 +15,7 @@ Single updates cannot be validated here: the sites clip their own, and a wrong o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -149,6 +149,7 @@ class MaskedCollector(Collector):
 
     def _unmasked(self, session: ServerSession, request: RoundRequest) -> AggregateSum:
         by_name = {self._book.name(node): node for node in self._good}
+        self._refuse_revoked(by_name.values())
         session.close_reports()
         if self._config.confirm_survivors:
             self._confirmed(session, request)
@@ -164,7 +165,18 @@ class MaskedCollector(Collector):
             session.add_answer(answer)
 
         self._exchange(batch, orders, take, enough=self._threshold)
+        self._refuse_revoked(by_name.values())
         return session.finish()
+
+    def _refuse_revoked(self, reporters: Iterable[int]) -> None:
+        """A report cannot be taken out of a sum again: rather open nothing, and begin without that site."""
+        revoked = [node for node in reporters if self._book.is_revoked(node)]
+        if revoked:
+            names = ", ".join(self._book.names(revoked))
+            raise FederationError(
+                f"the keys of {names} were revoked while its report was in the sum",
+                hint="nothing was opened; the round is tried again without it",
+            )
 
     def _confirmed(self, session: ServerSession, request: RoundRequest) -> None:
         order = replace(

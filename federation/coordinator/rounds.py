@@ -32,6 +32,7 @@ from .grid import Clock, RoundGrid, SystemClock
 from .masked_collection import MaskedCollector
 from .model_card import write_model_card
 from .outputs import MetricsTable, RunDirectory, file_sha256
+from .revocations import REVOCATIONS, RevokedNodes
 from .shared_noise import SharedNoise, with_noise
 from .sites import SiteBook
 from .strategies import build_aggregator
@@ -87,7 +88,8 @@ class _Run:
         self._events = directory.events
         self._table = MetricsTable(directory.path, config.run_name)
         self._aggregator = build_aggregator(config)
-        self._book = SiteBook.read(directory.path / "sites.json")
+        revoked = Path(config.audit_folder) / REVOCATIONS if config.audit_folder else None
+        self._book = SiteBook.read(directory.path / "sites.json", revoked=RevokedNodes(revoked))
         self._validator = UpdateValidator(config, self._book)
         collector = MaskedCollector if config.secure_aggregation else Collector
         self._collector = collector(

@@ -4,13 +4,14 @@
 
 The name given at registration is the one every event and table uses, whatever a reply claims.
 A registered number of examples bounds the weight a site's update may claim. Without a
-``sites.json`` every node may take part and is called ``node-<id>``.
+``sites.json`` every node may take part and is called ``node-<id>``. A node whose keys were revoked
+(``revocations``) takes part in nothing from that moment on.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,17 +35,21 @@ class Site:
 
 
 class SiteBook:
-    """Names and registered sizes by node id; ``open_to_all`` when nobody was registered."""
+    """Names and registered sizes by node id; ``open_to_all`` when nobody was registered.
 
-    def __init__(self, sites: Iterable[Site] = ()) -> None:
+    ``revoked`` is asked anew each time; by default nobody is.
+    """
+
+    def __init__(self, sites: Iterable[Site] = (), *, revoked: Container[int] = ()) -> None:
         self.sites = {site.node_id: site for site in sites}
         self.open_to_all = not self.sites
+        self._revoked = revoked
 
     @classmethod
-    def read(cls, path: Path) -> SiteBook:
+    def read(cls, path: Path, *, revoked: Container[int] = ()) -> SiteBook:
         """Read ``sites.json``; a missing file is an open book. Raises InvalidInputError."""
         if not path.exists():
-            return cls()
+            return cls(revoked=revoked)
         try:
             table = json.loads(path.read_text(encoding="utf-8"))
             sites = [_parse_site(key, value) for key, value in table.items()]
@@ -58,11 +63,19 @@ class SiteBook:
             raise InvalidInputError(
                 f"{path} names two sites {doubled[0]!r}", hint="give every site its own name"
             )
-        return cls(sites)
+        return cls(sites, revoked=revoked)
 
     def knows(self, node_id: int) -> bool:
         """May this node take part?"""
-        return self.open_to_all or node_id in self.sites
+        return (self.open_to_all or node_id in self.sites) and node_id not in self._revoked
+
+    def is_revoked(self, node_id: int) -> bool:
+        """Were this node's keys revoked?"""
+        return node_id in self._revoked
+
+    def expected(self) -> set[int]:
+        """The registered nodes that may take part."""
+        return {node_id for node_id in self.sites if node_id not in self._revoked}
 
     def name(self, node_id: int) -> str:
         """The hospital's registered name, or ``node-<id>``."""

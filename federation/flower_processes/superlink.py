@@ -34,6 +34,7 @@ import psutil
 from instahide.atomic import atomic_write_text
 from instahide.errors import FederationError, InvalidInputError, RefusedError
 
+from ..coordinator.revocations import REVOCATIONS, read_revocations
 from ..external_certificate import ExternalCertificate, gateway_authority
 from ..gateway import GatewaySettings
 from ..provisioning import (
@@ -43,6 +44,7 @@ from ..provisioning import (
     create_secret,
     issue_server_certificate,
 )
+from ..revocation import take_off
 from ..supervision import ManagedProcess, free_port
 from .environment import flower_environment, program
 
@@ -207,14 +209,22 @@ def start_coordinator(
 
 
 def _bring_up(coordinator: Coordinator, gateway_host: str, within: float) -> Coordinator:
-    """Start the three at once (their imports take most of the time) and wait for each."""
+    """Start the three at once (their imports take most of the time) and wait for each.
+
+    Where keys were revoked, the gateway waits until the SuperLink has forgotten them.
+    """
     folder = coordinator.folder
-    for process in (coordinator.superlink, coordinator.gateway, coordinator.superexec):
+    revoked = bool(read_revocations(folder.path / REVOCATIONS))
+    first = (coordinator.superlink, coordinator.superexec)
+    for process in first if revoked else (*first, coordinator.gateway):
         process.start()
     _record_instance(folder, coordinator.superlink, coordinator.superlink_port)
     coordinator.superlink.wait_until(
         lambda: is_healthy(LOOPBACK, coordinator.superlink_port, folder.authority.certificate), within=within
     )
+    if revoked:
+        _take_off_revoked(coordinator)
+        coordinator.gateway.start()
     reachable = {"0.0.0.0": LOOPBACK, "": LOOPBACK, "::": "::1"}.get(gateway_host, gateway_host)  # noqa: S104
     coordinator.gateway.wait_until(
         lambda: is_healthy(reachable, coordinator.gateway_port, folder.gateway_authority, check_name=False),
@@ -222,6 +232,14 @@ def _bring_up(coordinator: Coordinator, gateway_host: str, within: float) -> Coo
     )
     coordinator.check()
     return coordinator
+
+
+def _take_off_revoked(coordinator: Coordinator) -> None:
+    from .control import ControlClient  # it imports Flower
+
+    authority = coordinator.folder.authority.certificate
+    with ControlClient(coordinator.superlink_address, authority=authority) as control:
+        take_off(coordinator.folder.path, control)
 
 
 def _superlink_process(folder: CoordinatorFolder, port: int, environment: dict[str, str]) -> ManagedProcess:

@@ -38,30 +38,34 @@ class StudyWithRun(NewStudy):
 
     def make_request(self, folder: Path, name: str) -> None:
         from federation.identity import load_or_create_identity
-        from federation.joining import JoinRequest, write_exchange
-        from federation.provisioning import create_node_key
+        from federation.join_signatures import RequestKeys
+        from federation.joining import JoinRequest, write_request
+        from federation.provisioning import create_node_key, load_node_key, public_line_of
 
         home = folder / name
         home.mkdir()
+        node = load_node_key(create_node_key(home).private)
+        keys = RequestKeys(node=node, identity=load_or_create_identity(home / "identity.key"))
         request = JoinRequest(
             name=name,
-            public_key=create_node_key(home).public.read_text().strip(),
-            identity_key=load_or_create_identity(home / "identity.key").public_line,
+            public_key=public_line_of(node),
+            identity_key=keys.identity.public_line,
             num_examples=100,
             evaluate_num_examples=20,
             class_names=("benign", "malignant"),
             image_shape=(1, 8, 8),
         )
-        write_exchange(request, home / "request.json")
+        write_request(request, home / "request.json", keys=keys)
 
     def perform(self, folder: Path, again: bool) -> None:
-        from federation.joining import read_request, write_exchange
-        from federation.study import admit, load_study, prepare_run
+        from federation.joining import read_request, write_answer
+        from federation.study import admit, coordinator_identity, load_study, prepare_run
 
         study = load_study(folder / "study")
         for node_id, name in enumerate(("st-mary", "northside"), start=1):
             request = read_request(folder / name / "request.json")
-            write_exchange(admit(study, request, node_id), folder / name / "join.json")
+            answer = admit(study, request, node_id)
+            write_answer(answer, folder / name / "join.json", identity=coordinator_identity(study))
         if not study.run_names():
             prepare_run(study, {"run-name": "trial", "model": "mlp"})
 

@@ -19,7 +19,7 @@ from federation.config import RunConfig
 from federation.coordinator import rounds
 from federation.coordinator.events import Events, read_events
 from federation.identity import create_identity
-from federation.joining import JoinAnswer, read_answer, write_exchange
+from federation.joining import JoinAnswer, read_answer, write_answer
 from federation.messages import PROTOCOL_VERSION, RoundRequest, SiteReply
 from federation.node_folder import NodeFolder, join
 from federation.provisioning import create_authority, create_node_key, public_key_fingerprint
@@ -163,15 +163,17 @@ def test_a_reply_of_another_release_is_refused_by_name(chaos: Recorder) -> None:
 def test_a_join_file_of_another_release_is_refused(tmp_path: Path, chaos: Recorder) -> None:
     coordinator = tmp_path / "coordinator"
     coordinator.mkdir()
-    path = write_exchange(
+    identity = create_identity(coordinator / "identity.key")
+    path = write_answer(
         JoinAnswer(
             name="anna",
             coordinator="127.0.0.1:9443",
             authority=create_authority(coordinator).certificate.read_text(),
-            identity_key=create_identity(coordinator / "identity.key").public_line,
+            identity_key=identity.public_line,
             fingerprint="SHA256:" + "A" * 43,
         ),
         tmp_path / "anna.join.json",
+        identity=identity,
     )
     table = json.loads(path.read_text())
     path.write_text(json.dumps(table | {"format-version": table["format-version"] + 1}))

@@ -10,10 +10,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from federation.identity import create_identity
-from federation.joining import JoinAnswer, JoinRequest, read_answer, read_request, write_exchange
-from federation.provisioning import create_authority, create_node_key
-from instahide.errors import InvalidInputError
+from federation.identity import create_identity, load_identity
+from federation.join_signatures import RequestKeys
+from federation.joining import (
+    JoinAnswer,
+    JoinRequest,
+    read_answer,
+    read_request,
+    write_answer,
+    write_request,
+)
+from federation.provisioning import create_authority, create_node_key, load_node_key
+from federation.safety_numbers import coordinator_safety_number, site_safety_number
+from instahide.errors import InstaHideError, IntegrityError, InvalidInputError
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -39,7 +48,14 @@ def request_file(folder: Path) -> Path:
         class_names=("benign", "malignant"),
         image_shape=(3, 32, 32),
     )
-    return write_exchange(request, folder / "st-mary.request.json")
+    return write_request(request, folder / "st-mary.request.json", keys=keys_in(folder))
+
+
+def keys_in(folder: Path) -> RequestKeys:
+    """The keys that sign the request of this module."""
+    return RequestKeys(
+        node=load_node_key(folder / "node.key"), identity=load_identity(folder / "identity.key")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -51,20 +67,25 @@ def answer_file(folder: Path, request_file: Path) -> Path:
         authority=authority.certificate.read_text(),
         identity_key=read_request(request_file).identity_key,
         fingerprint=read_request(request_file).fingerprint,
+        number=7,
     )
-    return write_exchange(answer, folder / "st-mary.join.json")
+    return write_answer(answer, folder / "st-mary.join.json", identity=load_identity(folder / "identity.key"))
 
 
 def test_a_request_is_read_back_as_it_was_written(request_file: Path, tmp_path: Path) -> None:
     request = read_request(request_file)
     assert (request.name, request.num_examples, request.image_shape) == ("st-mary", 1_000, (3, 32, 32))
-    assert read_request(write_exchange(request, tmp_path / "again.json")) == request
+    again = write_request(request, tmp_path / "again.json", keys=keys_in(request_file.parent))
+    assert read_request(again) == request
+    assert request.safety_number == site_safety_number(request.public_key, request.identity_key)
 
 
 def test_an_answer_is_read_back_as_it_was_written(answer_file: Path, tmp_path: Path) -> None:
     answer = read_answer(answer_file)
-    assert answer.coordinator == "fl.example.org:9443"
-    assert read_answer(write_exchange(answer, tmp_path / "again.json")) == answer
+    assert (answer.coordinator, answer.number) == ("fl.example.org:9443", 7)
+    identity = load_identity(answer_file.parent / "identity.key")
+    assert read_answer(write_answer(answer, tmp_path / "again.json", identity=identity)) == answer
+    assert answer.safety_number == coordinator_safety_number(answer.authority, answer.identity_key)
 
 
 def test_no_private_key_is_in_what_travels(request_file: Path, answer_file: Path) -> None:
@@ -80,8 +101,8 @@ def test_the_two_kinds_are_not_confused(request_file: Path, answer_file: Path) -
 
 
 def test_another_release_is_named(request_file: Path, tmp_path: Path) -> None:
-    with pytest.raises(InvalidInputError, match="format version 1, this release reads 2"):
-        read_request(edited(request_file, tmp_path, {"format-version": 1}))
+    with pytest.raises(InvalidInputError, match="format version 2, this release reads 3"):
+        read_request(edited(request_file, tmp_path, {"format-version": 2}))
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
@@ -161,19 +182,21 @@ def test_anything_that_is_no_exchange_file_is_invalid_input(tmp_path: Path, data
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(data=st.data())
-def test_an_edited_file_is_read_or_is_invalid_input(
+def test_a_file_that_was_edited_anywhere_is_refused(
     request_file: Path, answer_file: Path, tmp_path: Path, data: st.DataObject
 ) -> None:
-    """Whatever is put in place of one entry; no other exception, and what is read is usable."""
+    """Whatever is put in place of one entry: it is no such file any more, or the signature says so."""
     for file, read in ((request_file, read_request), (answer_file, read_answer)):
-        key = data.draw(st.sampled_from(sorted(json.loads(file.read_text()))))
-        changed = edited(file, tmp_path, {key: data.draw(JSON)})
-        try:
-            record = read(changed)
-        except InvalidInputError as refusal:
-            refusal.message.encode()  # can be printed
-        else:
-            assert read(write_exchange(record, tmp_path / "again.json")) == record
+        table = json.loads(file.read_text())
+        key = data.draw(st.sampled_from(sorted(table)))
+        value = data.draw(JSON)
+        if value == table[key] and type(value) is type(table[key]):
+            continue
+        with pytest.raises(InstaHideError) as refusal:
+            read(edited(file, tmp_path, {key: value}))
+        assert isinstance(refusal.value, InvalidInputError | IntegrityError)
+        refusal.value.message.encode()  # can be printed
+        assert refusal.value.hint
 
 
 def edited(file: Path, folder: Path, changes: dict[str, Any]) -> Path:

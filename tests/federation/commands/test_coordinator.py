@@ -18,10 +18,11 @@ from federation.config import RunConfig
 from federation.flower_processes.bundle import build_bundle
 from federation.flower_processes.control import NodeRecord, RunStatus
 from federation.identity import create_identity
-from federation.joining import JoinRequest, read_answer, read_request, write_exchange
+from federation.join_signatures import RequestKeys
+from federation.joining import JoinRequest, read_answer, read_request, write_request
 from federation.messages import RoundRequest
 from federation.plan import Plan, read_plan
-from federation.provisioning import create_node_key
+from federation.provisioning import create_node_key, load_node_key, public_line_of
 from federation.study import load_run, load_study
 
 
@@ -77,16 +78,19 @@ def study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
 
 
 def request_file(folder: Path, name: str, **changes: Any) -> Path:
+    node = load_node_key(create_node_key(folder / name).private)
+    identity = create_identity(folder / name / "identity.key")
     values: dict[str, Any] = {
         "name": name,
-        "public_key": create_node_key(folder / name).public.read_text().strip(),
-        "identity_key": create_identity(folder / name / "identity.key").public_line,
+        "public_key": public_line_of(node),
+        "identity_key": identity.public_line,
         "num_examples": 100,
         "evaluate_num_examples": 20,
         "class_names": ("benign", "malignant"),
         "image_shape": (1, 8, 8),
     }
-    return write_exchange(JoinRequest(**(values | changes)), folder / f"{name}.request.json")
+    keys = RequestKeys(node=node, identity=identity)
+    return write_request(JoinRequest(**(values | changes)), folder / f"{name}.request.json", keys=keys)
 
 
 @pytest.fixture
@@ -168,6 +172,10 @@ def test_admit_registers_and_answers_beside_the_request(
         "node-id": 100,
         "fingerprint": answer.fingerprint,
         "identity": read_request(request).identity,
+        "safety-number": read_request(request).safety_number,
+        "coordinator-safety-number": answer.safety_number,
+        "signed-by-known-keys": False,
+        "replaced-keys": [],
         "answer": str(tmp_path / "st-mary.join.json"),
     }
     assert answer.coordinator == "fl.example.org:9443"

@@ -10,7 +10,7 @@ import pytest
 
 from federation.cli import run
 from federation.identity import load_or_create_identity
-from federation.joining import JoinAnswer, read_request, write_exchange
+from federation.joining import JoinAnswer, read_request, write_answer
 from federation.provisioning import certificate_fingerprint, create_authority, create_node_key
 
 
@@ -32,14 +32,15 @@ def node(tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> Pa
 
 def answer_file(folder: Path, fingerprint: str) -> Path:
     authority = create_authority(folder).certificate
+    identity = load_or_create_identity(folder / "identity.key")
     answer = JoinAnswer(
         name="st-mary",
         coordinator="fl.example.org:9443",
         authority=authority.read_text(),
-        identity_key=load_or_create_identity(folder / "identity.key").public_line,
+        identity_key=identity.public_line,
         fingerprint=fingerprint,
     )
-    return write_exchange(answer, folder / "st-mary.join.json")
+    return write_answer(answer, folder / "st-mary.join.json", identity=identity)
 
 
 def fails(capsys: pytest.CaptureFixture[str], words: list[str], code: int) -> str:
