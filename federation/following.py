@@ -16,6 +16,7 @@ from typing import Any
 from instahide.errors import FederationError
 
 from .flower_processes.control import ControlClient, RunStatus
+from .line_tail import LineTail
 
 Event = dict[str, Any]
 POLL_SECONDS = 0.2
@@ -32,23 +33,11 @@ class EventTail:
     """New whole lines of an event file at every call; survives the file not being there yet."""
 
     def __init__(self, path: Path, *, from_start: bool = True) -> None:
-        self._path = path
-        self._offset = 0
-        if not from_start and path.exists():
-            # A killed ServerApp may have left half a line, which the next one cuts off.
-            self._offset = path.read_bytes().rfind(b"\n") + 1
+        self._lines = LineTail(path, from_start=from_start)
 
     def read(self) -> list[Event]:
         """Events since the last call, oldest first."""
-        try:
-            with self._path.open("rb") as file:
-                file.seek(self._offset)
-                data = file.read()
-        except FileNotFoundError:
-            return []
-        whole = data[: data.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        return [json.loads(line) for line in whole.splitlines()]
+        return [json.loads(line) for line in self._lines.read()]
 
 
 def follow_run(

@@ -18,7 +18,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -135,6 +135,26 @@ class PrivacyLedger:
             ) from error
         except sqlite3.Error as error:
             raise _damaged(str(error)) from error
+
+
+def read_entries(path: Path) -> tuple[LedgerEntry, ...]:
+    """Every charge of a ledger that another process writes; the file is opened to read only.
+
+    Raises:
+        IntegrityError: as :class:`PrivacyLedger`.
+        InvalidInputError: there is no such file, or its writer is at work.
+    """
+    try:
+        with closing(
+            sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=1.0)
+        ) as connection:
+            return _read(connection)
+    except sqlite3.OperationalError as error:
+        raise InvalidInputError(
+            f"the privacy ledger cannot be read: {error}", hint="try again; else check the file"
+        ) from error
+    except sqlite3.Error as error:
+        raise _damaged(str(error)) from error
 
 
 def _read(connection: sqlite3.Connection) -> tuple[LedgerEntry, ...]:

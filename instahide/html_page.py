@@ -53,14 +53,18 @@ figure,tr,.warning{break-inside:avoid}p,li{orphans:3;widows:3}svg{max-width:34re
 """
 
 
-def page(title: str, *parts: str) -> str:
-    """A whole HTML document; ``parts`` are HTML fragments from the functions below."""
+def page(title: str, *parts: str, refresh_seconds: int | None = None) -> str:
+    """A whole HTML document; ``parts`` are HTML fragments from the functions below.
+
+    ``refresh_seconds``: a browser that shows it reads the file again that often.
+    """
+    again = f'<meta http-equiv="refresh" content="{refresh_seconds}">\n' if refresh_seconds else ""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta http-equiv="Content-Security-Policy" '
         "content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">\n"
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f"{again}<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
         f"<h1>{escape(title)}</h1>\n" + "\n".join(parts) + "\n</main>\n</body>\n</html>\n"
     )
 

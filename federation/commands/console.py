@@ -78,7 +78,9 @@ def describe_event(event: dict[str, Any]) -> str | None:
     site, number = event.get("site", "?"), event.get("round", "?")
     match name:
         case "waiting-for-sites":
-            return f"waiting for sites ({event.get('online', '?')} of {event.get('needed', '?')} online)"
+            absent = ", ".join(event.get("absent", []))
+            here = ", ".join(event.get("present", [])) or "none"
+            return f"waiting for sites; online: {here}" + (f"; absent: {absent}" if absent else "")
         case "waiting-for-approval":
             sites = ", ".join(event.get("sites", []))
             return (

@@ -28,16 +28,20 @@ HOUR, DAY = 3600, 86_400
 # Where the product asks what time it is: stamps for people, certificates' validity, checks of clocks.
 STAMPS = {
     "federation/audit_log.py",  # never behind the record before; a clock put back is recorded
+    "federation/commands/status.py",  # how long ago things were, for people
     "federation/coordinator/events.py",
     "federation/doctor/files.py",  # how long certificates are valid
     "federation/doctor/machine.py",  # whether the clock jumps
     "federation/doctor/network.py",  # how far the other side's clock is off
     "federation/doctor/registration.py",  # signed, to show that the key is the registered one
     "federation/flower_processes/superlink.py",
+    "federation/foreground.py",
     "federation/privacy_ledger.py",
     "federation/provisioning.py",  # certificates
     "federation/renewal.py",  # names of what is put aside
     "federation/site/plans.py",
+    "federation/status/node_writer.py",
+    "federation/status/study_writer.py",
     "instahide/exposure.py",
 }
 

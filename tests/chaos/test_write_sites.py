@@ -59,6 +59,8 @@ ONE_WHOLE_FILE = {
     "federation/plan.py",
     "federation/revocation.py",
     "federation/site/worker.py",
+    "federation/status/connection.py",
+    "federation/status/files.py",
     "instahide/attacks/challenge.py",
     "instahide/attacks/frontier/page.py",
     "instahide/attacks/frontier/table.py",
