@@ -16,6 +16,7 @@ import hashlib
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,11 @@ from numpy.typing import NDArray
 
 from .errors import InvalidInputError
 from .readers.assemble import array_images, plain
-from .readers.catalogue import ArrayPart, Catalogue, FilePart
-from .readers.decode import Decoded, decode_each
+from .readers.catalogue import ArrayPart, Catalogue, Item
+from .readers.decode import decode_each
 from .readers.formats import find_catalogue
 from .readers.limits import Limits, QuarantinedFile
-
-NEAR_CONSTANT_STD = 1.0
-"""A picture whose pixels spread less than this (standard deviation, levels of 255) shows nothing."""
+from .readers.units import Decoded, Plan, plan_units, shows_something
 
 MAX_BAD_FRACTION = 0.01
 
@@ -76,6 +75,8 @@ class DatasetReport:
     subjects_in_two_splits: int
     empty_classes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    num_volumes: int = 0
+    num_files: int = 0
 
     @property
     def num_images(self) -> int:
@@ -88,8 +89,8 @@ class DatasetReport:
 
     @property
     def bad_fraction(self) -> float:
-        """Share of the files that cannot be used."""
-        total = self.num_images + len(self.unreadable)
+        """Share of the files that cannot be used; of the images where they are rows of an array."""
+        total = self.num_files or self.num_images + len(self.unreadable)
         return len(self.unreadable) / total if total else 0.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -124,8 +125,12 @@ def inspect_dataset(
     catalogue = find_catalogue(Path(path), limits)
     tally = _Tally(catalogue, on_progress)
     for part in catalogue.parts:
-        seen = _from_array(part) if isinstance(part, ArrayPart) else _from_files(part, limits)
-        tally.add(part.split, seen)
+        if isinstance(part, ArrayPart):
+            tally.add(part.split, _from_array(part))
+            continue
+        plan = plan_units(part.items, limits, 16, catalogue.slicing)
+        tally.add_plan(plan, len(part.items))
+        tally.add(part.split, _from_files(plan))
     return tally.report()
 
 
@@ -160,17 +165,18 @@ def _seen(name: str, label: int | None, pixels: NDArray[np.uint8], depth: str, s
         size=f"{width}x{height}",
         channels=1 if pixels.ndim == 2 else 3,
         depth=depth,
-        near_constant=float(pixels.std(dtype=np.float32)) < NEAR_CONSTANT_STD,
+        near_constant=not shows_something(pixels),
         subject=subject,
     )
 
 
-def _from_files(part: FilePart, limits: Limits) -> Iterator[_Seen | QuarantinedFile]:
-    def use(index: int, decoded: Decoded) -> _Seen:
-        item = part.items[index]
+def _from_files(plan: Plan) -> Iterator[_Seen | QuarantinedFile]:
+    def use(item: Item, decoded: Decoded) -> _Seen:
         return _seen(item.name, item.label, decoded.pixels, decoded.depth, decoded.subject)
 
-    return decode_each(part.items, limits, 16, use)
+    with closing(decode_each(plan, use)) as outcomes:
+        for _, outcome in outcomes:
+            yield outcome
 
 
 def _from_array(part: ArrayPart) -> Iterator[_Seen]:
@@ -197,6 +203,8 @@ class _Tally:
         self.on_progress = on_progress or (lambda seen: None)
         self.seen = 0
         self.unreadable = list(catalogue.quarantined)
+        self.num_files = self.num_volumes = 0
+        self.volume_notes: list[str] = []
         self.splits: list[SplitReport] = []
         self.sizes: Counter[str] = Counter()
         self.channels: Counter[str] = Counter()
@@ -205,6 +213,12 @@ class _Tally:
         # digest → (split, label, name) of each image that has it
         self.groups: defaultdict[bytes, list[tuple[str, int | None, str]]] = defaultdict(list)
         self.subject_splits: defaultdict[str, set[str]] = defaultdict(set)
+
+    def add_plan(self, plan: Plan, num_files: int) -> None:
+        """Count the files and volumes of a split."""
+        self.num_files += num_files
+        self.num_volumes += plan.num_volumes
+        self.volume_notes += [note for note in plan.notes if note not in self.volume_notes]
 
     def add(self, split: str, images: Iterable[_Seen | QuarantinedFile]) -> None:
         names = self.catalogue.class_names or ()
@@ -259,10 +273,14 @@ class _Tally:
             subjects_in_two_splits=sum(len(splits) > 1 for splits in self.subject_splits.values()),
             empty_classes=tuple(name for name in names if name not in filled),
             notes=self._notes(filled),
+            num_volumes=self.num_volumes,
+            num_files=self.num_files and self.num_files + len(self.catalogue.quarantined),
         )
 
     def _notes(self, filled: set[str]) -> tuple[str, ...]:
-        notes = []
+        notes = [*self.volume_notes]
+        if self.num_volumes and self.near_constant and not self.catalogue.slicing.drop_empty:
+            notes.append("empty slices: drop-empty = true in volumes.toml leaves them out")
         if len(self.sizes) > 1:
             notes.append("pictures differ in size: reading needs image_size")
         if len(self.channels) > 1:

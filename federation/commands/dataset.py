@@ -28,7 +28,9 @@ def dataset() -> None:
 
 @app.command("inspect")
 def inspect(
-    path: Annotated[Path, typer.Argument(help="Folder, .npz, .npy, .csv, idx or CIFAR files.")],
+    path: Annotated[
+        Path, typer.Argument(help="Folder, .nii, .nii.gz, .npz, .npy, .csv, idx or CIFAR files.")
+    ],
     output: Annotated[
         OutputFormat, typer.Option("--format", help="Tables for people, or one JSON object.")
     ] = OutputFormat.text,
@@ -38,7 +40,8 @@ def inspect(
 ) -> None:
     """Count images, classes and sizes; find duplicates, unreadable files and leaks between splits.
 
-    Nothing is changed, and no subject identifier is printed: only how many there are.
+    Volumes (NIfTI, DICOM series) are counted by slices; a file volumes.toml in the folder says which slices
+    to take and under which window. Nothing is changed, and no subject identifier is printed: only how many there are.
 
     Exit code: 0 fine; 2 wrong path or unknown format; 3 a size above a cap or a path out of the
     folder; 4 a corrupt file, leaks between splits, or too many unusable files.
@@ -96,6 +99,8 @@ def _print_facts(report: DatasetReport, console: Console) -> None:
     facts = Table(show_header=False, box=None)
     facts.add_row("format", report.format)
     facts.add_row("images", f"{report.num_images:,} ({report.num_bytes:,} bytes on disk)")
+    if report.num_volumes:
+        facts.add_row("volumes", f"{report.num_volumes:,} (NIfTI files and DICOM series; images are slices)")
     facts.add_row("width x height", _counts(report.sizes))
     facts.add_row("channels", _counts(report.channels))
     facts.add_row("stored as", _counts(report.depths))

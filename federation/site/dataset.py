@@ -118,6 +118,8 @@ def _read(
     )
     if reading.quarantined:
         logger.warning("%d files set aside; `instahide dataset inspect` lists them", len(reading.quarantined))
+    if reading.notes:  # they name files
+        logger.warning("slices of volumes are missing or doubled; `instahide dataset inspect` tells which")
     return reading.images, reading.split
 
 

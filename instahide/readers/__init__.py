@@ -7,11 +7,15 @@
     load_images("cifar-10-batches-py/")      python or binary batches
     load_images("manifest.csv")              path,label[,subject_id][,split]; or a folder holding one
     load_images("studies/")                  DICOM files, by class folder or CSV (extra ``dicom``)
+    load_images("volumes/")                  .nii and .nii.gz, a picture a slice (extra ``nifti``)
     load_images("heart.csv")                 numbers with gaps, columns.toml beside them (``readers.tabular``)
 
 Safe by default: pictures only in listed formats, sizes checked before memory is taken, no link
 followed, no pickle, nothing outside the folder. Files that cannot be used are set aside with a
 reason; when they are more than 1 % of all, reading stops.
+
+Slices of one DICOM series come in the order of their places and under one window; ``volumes.toml`` in the
+data folder says which slices of volumes are taken and how (``readers.slicing``).
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,12 +35,15 @@ from .catalogue import ArrayPart, Catalogue, Part, Split
 from .formats import find_catalogue
 from .limits import Limits, QuarantinedFile, check_bad_fraction
 from .presentation import Fit, Presentation
+from .slicing import Slicing
 
 __all__ = [
     "Limits",
     "QuarantineWarning",
     "QuarantinedFile",
     "Reading",
+    "Slicing",
+    "VolumeWarning",
     "load_images",
     "read_images",
 ]
@@ -49,6 +56,10 @@ class QuarantineWarning(UserWarning):
     """Some files were set aside; the data set is smaller than its folder."""
 
 
+class VolumeWarning(UserWarning):
+    """Something is odd about the slices of a volume: some are missing, or lie in one place."""
+
+
 @dataclass(frozen=True)
 class Reading:
     """What ``read_images`` hands back: the images, and what was left out of them."""
@@ -57,6 +68,7 @@ class Reading:
     format: str
     split: str
     quarantined: tuple[QuarantinedFile, ...]
+    notes: tuple[str, ...] = ()
 
 
 def load_images(
@@ -69,6 +81,7 @@ def load_images(
     bit_depth: int = 16,
     class_names: Sequence[str] | None = None,
     max_bad_fraction: float = MAX_BAD_FRACTION,
+    slicing: Slicing | None = None,
     limits: Limits = DEFAULT_LIMITS,
 ) -> ImageSet:
     """Read the images of ``path``, whatever common form they have.
@@ -84,10 +97,12 @@ def load_images(
         class_names: the K names in the order of their indices, where sites must agree; by default
             those found, in code point order.
         max_bad_fraction: stop when more than this share of the files cannot be used.
+        slicing: how volumes become pictures, instead of what ``volumes.toml`` says.
         limits: caps on sizes, checked before memory is taken.
 
     Returns:
-        An ImageSet; ``subject_ids`` come from the manifest or DICOM PatientID where there are any.
+        An ImageSet; ``subject_ids`` come from the manifest or DICOM PatientID where there are any. All
+        slices of a volume have one subject.
 
     Raises:
         InvalidInputError: no images, no such split, pictures that differ, or too many bad files.
@@ -96,6 +111,7 @@ def load_images(
 
     Warns:
         QuarantineWarning: some files were set aside; ``read_images`` hands the list back instead.
+        VolumeWarning: slices of a volume are missing or doubled; ``read_images`` hands the notes back.
     """
     reading = read_images(
         path,
@@ -106,6 +122,7 @@ def load_images(
         bit_depth=bit_depth,
         class_names=class_names,
         max_bad_fraction=max_bad_fraction,
+        slicing=slicing,
         limits=limits,
     )
     if reading.quarantined:
@@ -115,6 +132,8 @@ def load_images(
             QuarantineWarning,
             stacklevel=2,
         )
+    for note in reading.notes:
+        warnings.warn(note, VolumeWarning, stacklevel=2)
     return reading.images
 
 
@@ -128,29 +147,34 @@ def read_images(
     bit_depth: int = 16,
     class_names: Sequence[str] | None = None,
     max_bad_fraction: float = MAX_BAD_FRACTION,
+    slicing: Slicing | None = None,
     limits: Limits = DEFAULT_LIMITS,
 ) -> Reading:
     """``load_images`` with the format, the split taken and the list of files set aside."""
     how = Presentation(image_size=image_size, fit=fit, channels=channels, bit_depth=bit_depth)
     check_fraction(max_bad_fraction)
     catalogue = find_catalogue(Path(path), limits)
+    if slicing is not None:
+        catalogue = replace(catalogue, slicing=slicing)
     part = _choose(catalogue, split)
     if catalogue.format == "table of numbers" and (how.image_size is not None or how.channels == 3):
         raise InvalidInputError(
             "rows of a table have no size or colour to change", hint="leave out image_size and channels"
         )
+    notes: tuple[str, ...]
     if isinstance(part, ArrayPart):
         images: ImageSet | None = assemble_array(part, catalogue.class_names, how)
-        quarantined = catalogue.quarantined
+        quarantined, notes = catalogue.quarantined, ()
     else:
-        images, bad = assemble_files(part, catalogue, how, limits)
+        images, bad, notes = assemble_files(part, catalogue, how, limits)
         quarantined = tuple(sorted((*catalogue.quarantined, *bad)))
         check_bad_fraction(quarantined, len(part.items) + len(catalogue.quarantined), max_bad_fraction)
     if images is None or len(images) == 0:
-        raise InvalidInputError(f"the {part.split} split holds no images", hint="choose another split")
+        why = "; drop-empty left no slice" if catalogue.slicing.drop_empty and not quarantined else ""
+        raise InvalidInputError(f"the {part.split} split holds no images{why}", hint="choose another split")
     if class_names is not None:
         images = _renumbered(images, class_names)
-    return Reading(images, catalogue.format, part.split, quarantined)
+    return Reading(images, catalogue.format, part.split, quarantined, notes)
 
 
 def check_fraction(max_bad_fraction: float) -> None:

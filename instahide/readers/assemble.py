@@ -15,52 +15,56 @@ from numpy.typing import NDArray
 from ..errors import InvalidInputError
 from ..images import ImageSet, channels_first
 from .catalogue import ArrayPart, Catalogue, FilePart, Item, label_array
-from .decode import Decoded, decode_each
+from .decode import decode_each
 from .limits import Limits, QuarantinedFile, UnreadableError, check_decoded_size
 from .presentation import Presentation, present, to_eight_bits
+from .units import Decoded, plan_units
 
 CHUNK_IMAGES = 256
 
 
 def assemble_files(
     part: FilePart, catalogue: Catalogue, how: Presentation, limits: Limits
-) -> tuple[ImageSet | None, tuple[QuarantinedFile, ...]]:
-    """The ImageSet of a split in files (None when no file could be read), and what was set aside.
+) -> tuple[ImageSet | None, tuple[QuarantinedFile, ...], tuple[str, ...]]:
+    """The ImageSet of a split in files (None when none could be read), what was set aside, and notes.
 
     Raises:
         InvalidInputError: sizes or channel counts differ; DICOM folders named after patients.
         RefusedError: more memory than the cap.
     """
 
-    def formed(_: int, decoded: Decoded) -> Decoded:
+    def formed(_: Item, decoded: Decoded) -> Decoded:
         return Decoded(present(decoded.pixels, how), decoded.depth, decoded.subject)
 
+    plan = plan_units(part.items, limits, how.bit_depth, catalogue.slicing)
     images: NDArray[np.uint8] | None = None
     kept: list[Item] = []
     subjects: list[str | None] = []
     bad: list[QuarantinedFile] = []
-    with closing(decode_each(part.items, limits, how.bit_depth, formed)) as outcomes:
-        for item, outcome in zip(part.items, outcomes, strict=True):
+    with closing(decode_each(plan, formed)) as outcomes:
+        for item, outcome in outcomes:
             if isinstance(outcome, QuarantinedFile):
                 bad.append(outcome)
                 continue
             pixels = _with_channel_axis(outcome.pixels)
             if images is None:
-                check_decoded_size(len(part.items) * pixels.nbytes, f"{len(part.items)} pictures", limits)
-                images = np.empty((len(part.items), *pixels.shape), dtype=np.uint8)
+                most = plan.num_pictures
+                check_decoded_size(most * pixels.nbytes, f"{most} pictures", limits)
+                images = np.empty((most, *pixels.shape), dtype=np.uint8)
             if pixels.shape != images.shape[1:]:
                 raise _differ(kept[0].name, images.shape[1:], item.name, pixels.shape)
             images[len(kept)] = pixels
             kept.append(item)
             subjects.append(outcome.subject)
     if images is None:
-        return None, tuple(bad)
+        return None, tuple(bad), plan.notes
     items = tuple(kept)
     labels = label_array(items)
     if labels is not None and catalogue.class_names is not None:
         _refuse_patient_classes([catalogue.class_names[label] for label in labels], subjects)
     names = None if labels is None else catalogue.class_names
-    return ImageSet(images[: len(items)], labels, names, _subject_ids(items, subjects)), tuple(bad)
+    found = ImageSet(images[: len(items)], labels, names, _subject_ids(items, subjects))
+    return found, tuple(bad), plan.notes
 
 
 def _with_channel_axis(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:

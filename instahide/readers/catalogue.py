@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .limits import QuarantinedFile
+from .slicing import Slicing
 
 Split = Literal["train", "test", "val"]
 WHOLE = "all"
@@ -48,7 +49,7 @@ class Item:
 
 @dataclass(frozen=True)
 class FilePart:
-    """A split made of picture or DICOM files."""
+    """A split made of pictures, DICOM files or volumes."""
 
     split: str
     items: tuple[Item, ...]
@@ -75,13 +76,14 @@ Part = FilePart | ArrayPart
 
 @dataclass(frozen=True)
 class Catalogue:
-    """A data set as found on disk; ``format`` is the name shown to people."""
+    """A data set as found on disk; ``format`` is shown to people, ``slicing`` says what volumes become."""
 
     format: str
     parts: tuple[Part, ...]
     class_names: tuple[str, ...] | None
     quarantined: tuple[QuarantinedFile, ...] = ()
     num_bytes: int = 0
+    slicing: Slicing = field(default_factory=Slicing)
 
     @property
     def splits(self) -> tuple[str, ...]:

@@ -6,8 +6,10 @@ white is always what the modality shows as white. With several windows the first
 without any, the range from the 0.5th to the 99.5th percentile (padding left out) is spread over
 0..255. Colour (RGB, YBR, palette) keeps its values.
 
-One file is one image: multi-frame objects are set aside, for their frames are not independent
-examples. Objects that are no pictures (structured reports, dose grids, segmentations ...) too.
+One file is one image here; files that are slices of one volume, and frames with places in space, are
+read together by :mod:`.dicom_series`. Other multi-frame objects (films) are set aside, for their frames
+are not independent examples. Objects that are no pictures (structured reports, dose grids, segmentations
+...) too.
 
 PatientID is handed back for ``ImageSet.subject_ids`` and goes nowhere else; no reason text
 quotes a header value other than sizes.
@@ -17,12 +19,15 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InvalidInputError
+from .grey import percentile_range, spread, to_byte
 from .limits import Limits, UnreadableError
 
 SUFFIXES = frozenset({".dcm", ".dicom", ".ima"})
@@ -46,7 +51,7 @@ NOT_PICTURES = frozenset(
 )
 GREY = ("MONOCHROME1", "MONOCHROME2")
 DEFLATED_SYNTAX = b"1.2.840.10008.1.2.1.99"
-LOW_PERCENTILE, HIGH_PERCENTILE = 0.5, 99.5
+DECODERS = "pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg"
 
 
 def require_pydicom() -> None:
@@ -71,6 +76,29 @@ def decode_dicom(data: bytes, limits: Limits) -> tuple[NDArray[np.uint8], str | 
     Raises:
         UnreadableError: no picture, several frames, too many pixels, or bytes pydicom cannot read.
     """
+    with decoding():
+        dataset = parse(data, limits)
+        frames = num_frames(dataset)
+        if frames != 1:
+            raise UnreadableError(f"{frames} frames in one file: export single frames")
+        return _pixels(dataset), subject_of(dataset)
+
+
+@contextmanager
+def decoding() -> Iterator[None]:
+    """Whatever fails on hostile bytes becomes an UnreadableError."""
+    try:
+        yield
+    except UnreadableError:
+        raise
+    except MemoryError:
+        raise UnreadableError("more pixels than there is memory for") from None
+    except Exception as error:  # only the type: messages of the decoder quote header values
+        raise UnreadableError(f"corrupt or unsupported DICOM ({type(error).__name__})") from None
+
+
+def parse(data: bytes, limits: Limits) -> Any:
+    """The data set of a file that holds an image within the caps; call it inside :func:`decoding`."""
     import pydicom
 
     if not looks_like_dicom(data[:132]):
@@ -78,16 +106,19 @@ def decode_dicom(data: bytes, limits: Limits) -> tuple[NDArray[np.uint8], str | 
     # Inflated whole before any header can be read, so no cap could hold.
     if DEFLATED_SYNTAX in data:
         raise UnreadableError("deflated transfer syntax is not accepted")
-    try:
-        dataset = pydicom.dcmread(io.BytesIO(data))
-        _check_header(dataset, limits)
-        pixels = _pixels(dataset)
-        subject = str(dataset.get("PatientID", "") or "").strip()
-    except UnreadableError:
-        raise
-    except Exception as error:  # only the type: messages of the decoder quote header values
-        raise UnreadableError(f"corrupt or unsupported DICOM ({type(error).__name__})") from None
-    return pixels, subject or None
+    dataset = pydicom.dcmread(io.BytesIO(data))
+    _check_header(dataset, limits)
+    return dataset
+
+
+def subject_of(dataset: Any) -> str | None:
+    """The PatientID; None when empty."""
+    return str(dataset.get("PatientID", "") or "").strip() or None
+
+
+def num_frames(dataset: Any) -> int:
+    """Frames in the file, 1 where it does not say."""
+    return int(dataset.get("NumberOfFrames", 1) or 1)
 
 
 def _check_header(dataset: Any, limits: Limits) -> None:
@@ -96,32 +127,56 @@ def _check_header(dataset: Any, limits: Limits) -> None:
         raise UnreadableError(f"{modality} object, not a picture")
     if not any(key in dataset for key in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
         raise UnreadableError("DICOM object without an image")
-    frames = int(dataset.get("NumberOfFrames", 1) or 1)
-    if frames != 1:
-        raise UnreadableError(f"{frames} frames in one file: export single frames")
     rows, columns = int(dataset.Rows), int(dataset.Columns)
     if rows * columns > limits.max_pixels:
         raise UnreadableError(f"{columns}x{rows} pixels, above the cap of {limits.max_pixels:,}")
 
 
-def _pixels(dataset: Any) -> NDArray[np.uint8]:
-    from pydicom.pixels import apply_color_lut, pixel_array
+def stored_values(dataset: Any) -> NDArray[Any]:
+    """The pixels as stored, decompressed: (H, W), (H, W, 3), or with the frames in front."""
+    from pydicom.pixels import get_decoder, pixel_array
 
-    stored: NDArray[Any] = pixel_array(dataset)
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if syntax.is_compressed:
+        known = syntax.name if syntax.name != str(syntax) else "something unknown"
+        try:
+            is_available = get_decoder(syntax).is_available
+        except NotImplementedError:
+            raise UnreadableError(f"compressed as {known}, which is not supported") from None
+        if not is_available:
+            raise UnreadableError(f"compressed as {known}, for which no decoder is installed: {DECODERS}")
+    try:
+        return np.asarray(pixel_array(dataset))
+    except Exception:
+        if syntax.is_compressed and "JPEG" in syntax.name and int(dataset.BitsStored) > 8:
+            kind = f"{syntax.name} of {int(dataset.BitsStored)} bits"
+            raise UnreadableError(f"damaged, or {kind} needs another decoder: {DECODERS}") from None
+        raise
+
+
+def _pixels(dataset: Any) -> NDArray[np.uint8]:
+    from pydicom.pixels import apply_color_lut
+
+    stored = stored_values(dataset)
     kind = str(dataset.PhotometricInterpretation)
     if kind in GREY:
-        grey = _window(_rescaled(stored, dataset), stored, dataset)
-        return 255 - grey if kind == "MONOCHROME1" else grey
+        return upright(by_own_window(rescaled(stored, dataset), stored, dataset), dataset)
     bits = int(dataset.BitsStored)
     if kind == "PALETTE COLOR":
         stored = apply_color_lut(stored, dataset)
         bits = 8 * stored.dtype.itemsize
     if stored.ndim != 3 or stored.shape[2] != 3 or np.issubdtype(stored.dtype, np.signedinteger):
         raise UnreadableError(f"colour image of shape {stored.shape} is not supported")
-    return _to_byte(stored.astype(np.float64) * (255 / (2**bits - 1)))
+    return to_byte(stored.astype(np.float64) * (255 / (2**bits - 1)))
 
 
-def _rescaled(stored: NDArray[Any], dataset: Any) -> NDArray[np.float64]:
+def upright(grey: NDArray[np.uint8], dataset: Any) -> NDArray[np.uint8]:
+    """White for what the modality shows as white: MONOCHROME1 is stored the other way round."""
+    return 255 - grey if str(dataset.PhotometricInterpretation) == "MONOCHROME1" else grey
+
+
+def rescaled(stored: NDArray[Any], dataset: Any) -> NDArray[np.float64]:
+    """Stored (H, W) to measured values: slope and intercept, or the modality's table."""
     from pydicom.pixels import apply_modality_lut
 
     if stored.ndim != 2:
@@ -132,24 +187,37 @@ def _rescaled(stored: NDArray[Any], dataset: Any) -> NDArray[np.float64]:
     return values
 
 
-def _window(values: NDArray[np.float64], stored: NDArray[Any], dataset: Any) -> NDArray[np.uint8]:
-    """Values to 0..255 through the VOI table, the VOI window, or the percentiles."""
+def without_padding(values: NDArray[Any], stored: NDArray[Any], dataset: Any) -> NDArray[Any]:
+    """(M,) values that count for a percentile: all but the padding, or all where all is padding."""
+    padding = dataset.get("PixelPaddingValue")
+    counted = values if padding is None else values[stored != int(padding)]
+    return (counted if counted.size else values).ravel()
+
+
+def own_window(dataset: Any) -> tuple[Any, ...] | None:
+    """What the file says on how it wants to be shown, to be compared; None where it says nothing."""
     if dataset.get("VOILUTSequence"):
+        return ("table",)
+    if dataset.get("WindowCenter") is None or dataset.get("WindowWidth") is None:
+        return None
+    function = str(dataset.get("VOILUTFunction", "") or "LINEAR")
+    return _first(dataset.WindowCenter), _first(dataset.WindowWidth), function
+
+
+def by_own_window(values: NDArray[np.float64], stored: NDArray[Any], dataset: Any) -> NDArray[np.uint8]:
+    """Values to 0..255 through the VOI table, the VOI window, or the percentiles."""
+    window = own_window(dataset)
+    if window == ("table",):
         from pydicom.pixels import apply_voi_lut
 
         # Descriptor: entries, first value mapped, bits of each entry (PS3.3 C.11.2.1.1).
         bits = int(dataset.VOILUTSequence[0].LUTDescriptor[2])
         table = np.asarray(apply_voi_lut(values.astype(np.int64), dataset, prefer_lut=True), dtype=np.float64)
-        return _to_byte(table * (255 / (2**bits - 1)))
-    if dataset.get("WindowCenter") is not None and dataset.get("WindowWidth") is not None:
-        center, width = _first(dataset.WindowCenter), _first(dataset.WindowWidth)
-        return _to_byte(255 * _voi(values, center, width, str(dataset.get("VOILUTFunction", "") or "LINEAR")))
-    padding = dataset.get("PixelPaddingValue")
-    counted = values if padding is None else values[stored != int(padding)]
-    low, high = np.percentile(counted if counted.size else values, (LOW_PERCENTILE, HIGH_PERCENTILE))
-    if high <= low:  # nearly constant: the few outliers are all there is to show
-        low, high = float(values.min()), float(values.max())
-    return _to_byte((values - low) * (255 / (high - low))) if high > low else np.zeros(values.shape, np.uint8)
+        return to_byte(table * (255 / (2**bits - 1)))
+    if window is not None:
+        center, width, function = window
+        return to_byte(255 * _voi(values, center, width, function))
+    return spread(values, *percentile_range(without_padding(values, stored, dataset)))
 
 
 def _voi(values: NDArray[np.float64], center: float, width: float, function: str) -> NDArray[np.float64]:
@@ -168,7 +236,3 @@ def _voi(values: NDArray[np.float64], center: float, width: float, function: str
 
 def _first(value: Any) -> float:
     return float(value if isinstance(value, (int, float, str)) else value[0])
-
-
-def _to_byte(values: NDArray[np.float64]) -> NDArray[np.uint8]:
-    return np.rint(np.clip(values, 0, 255)).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""A folder of pictures or DICOM files.
+"""A folder of pictures, DICOM files or NIfTI volumes.
 
 Three layouts, told apart by the sub-folders:
 
@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import InvalidInputError
-from . import dicom, picture
+from . import dicom, nifti, picture
 from .catalogue import SPLIT_NAMES, WHOLE, Catalogue, FilePart, Item
 from .limits import Limits, QuarantinedFile, UnreadableError, display_name, open_regular, relative_name
 
@@ -66,16 +66,19 @@ def read_folder(root: Path, limits: Limits) -> Catalogue:
             first = walk.quarantined[0]
             raise InvalidInputError(
                 f"no usable picture in {display_name(root.name)}; {first.name}: {first.reason}",
-                hint="give a folder with PNG, JPEG, BMP, TIFF, PGM, WebP or DICOM files",
+                hint="give a folder with PNG, JPEG, BMP, TIFF, PGM, WebP, DICOM or NIfTI files",
             )
         raise InvalidInputError(
             f"no picture in {display_name(root.name)}",
-            hint="give folder/LABEL/*.png, a CSV manifest, .npz, idx or CIFAR files",
+            hint="give folder/LABEL/*.png or *.nii.gz, a CSV manifest, .npz, idx or CIFAR files",
         )
     names = tuple(sorted({name for classes in found.values() for name in classes if name is not None}))
     index = {name: number for number, name in enumerate(names)}
     parts = tuple(FilePart(split, _items(classes, index, root)) for split, classes in found.items())
-    return Catalogue("image folder", parts, names or None, tuple(walk.quarantined), walk.num_bytes)
+    items = [item for part in parts for item in part.items]
+    all_volumes = all(nifti.is_nifti_name(item.path.name) for item in items)
+    kind = "folder of NIfTI volumes" if all_volumes else "image folder"
+    return Catalogue(kind, parts, names or None, tuple(walk.quarantined), walk.num_bytes)
 
 
 _Classes = dict[str | None, list[Path]]
@@ -102,6 +105,13 @@ def _labelled(loose: list[Path], folders: list[Path], walk: _Walk) -> _Classes:
     for path in loose:
         walk.set_aside(path, "outside the class folders")
     return classes
+
+
+def files_below(folder: Path, root: Path, limits: Limits) -> tuple[list[Path], list[QuarantinedFile], int]:
+    """Data files at any depth below ``folder``, what was set aside under names from ``root``, and bytes."""
+    walk = _Walk(root, limits)
+    files = _below(folder, walk, 1)
+    return files, walk.quarantined, walk.num_bytes
 
 
 def _below(folder: Path, walk: _Walk, depth: int) -> list[Path]:
@@ -147,7 +157,7 @@ def _list(folder: Path, walk: _Walk) -> tuple[list[Path], list[Path]]:
 
 def _is_data(path: Path, walk: _Walk) -> bool:
     suffix = path.suffix.lower()
-    if suffix in DATA_SUFFIXES:
+    if suffix in DATA_SUFFIXES or nifti.is_nifti_name(path.name):
         return True
     if suffix in TEXT_SUFFIXES or path.name.upper().startswith(("LICENSE", "LICENCE", "README")):
         return False

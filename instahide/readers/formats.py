@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from ..errors import InvalidInputError
-from .catalogue import Catalogue
+from .catalogue import WHOLE, Catalogue, FilePart, Item
 from .limits import Limits, display_name
+from .slicing import read_slicing
 
 KNOWN = (
-    "a folder of pictures, .npz, .npy, .csv, idx (*-images-idx3-ubyte, .gz too), CIFAR batches, or a table "
-    "of numbers with columns.toml beside it"
+    "a folder of pictures or volumes, .nii, .nii.gz, .npz, .npy, .csv, idx (*-images-idx3-ubyte, .gz too), "
+    "CIFAR batches, or a table of numbers with columns.toml beside it"
 )
 
 
@@ -32,7 +34,11 @@ def find_catalogue(path: Path, limits: Limits) -> Catalogue:
         raise InvalidInputError(
             f"{display_name(path)}: {reason.lower()}", hint="give an existing file or folder"
         ) from None
-    return _of_folder(root, limits) if root.is_dir() else _of_file(root, limits)
+    catalogue = _of_folder(root, limits) if root.is_dir() else _of_file(root, limits)
+    if not any(isinstance(part, FilePart) for part in catalogue.parts):
+        return catalogue
+    folder = root if root.is_dir() else root.parent
+    return replace(catalogue, slicing=read_slicing(folder, limits))
 
 
 def _of_folder(root: Path, limits: Limits) -> Catalogue:
@@ -61,6 +67,7 @@ def _of_folder(root: Path, limits: Limits) -> Catalogue:
 def _of_file(file: Path, limits: Limits) -> Catalogue:
     from .cifar import BATCH_NAMES, read_cifar
     from .idx import IMAGE_FILE, read_idx
+    from .nifti import is_nifti_name
     from .table_form import form_of
 
     suffix = file.suffix.lower()
@@ -80,6 +87,9 @@ def _of_file(file: Path, limits: Limits) -> Catalogue:
         from .table import read_table
 
         return read_table(file, limits)
+    if is_nifti_name(file.name):
+        item = Item(file, display_name(file.name))
+        return Catalogue("NIfTI volume", (FilePart(WHOLE, (item,)),), None, (), file.stat().st_size)
     if IMAGE_FILE.match(file.name):
         return read_idx([file], limits)
     if BATCH_NAMES.match(file.name) or (file.name in ("train", "test") and file.with_name("meta").is_file()):

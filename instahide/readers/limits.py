@@ -32,12 +32,14 @@ class Limits:
     """Caps for one call of a reader; raise them knowingly for data you made yourself.
 
     ``max_pixels`` per picture (H·W), ``max_file_bytes`` per picture, DICOM, CSV or label file,
+    ``max_volume_bytes`` for the voxels of one volume or series (and the file of a volume),
     ``max_decoded_bytes`` for what must lie in memory, ``max_files`` and ``max_depth`` for a
     folder; arrays of more than ``map_above_bytes`` stay on disk as memory maps where they can.
     """
 
     max_pixels: int = MAX_PIXELS_PER_IMAGE
     max_file_bytes: int = 256 * MIB
+    max_volume_bytes: int = 2048 * MIB
     max_decoded_bytes: int = 16 * 1024 * MIB
     max_files: int = 5_000_000
     max_depth: int = 16
@@ -187,12 +189,14 @@ def reading(path: Path, what: str) -> Iterator[None]:
 @contextmanager
 def quiet_decoders() -> Iterator[None]:
     """Silence what the image libraries would print: it quotes header values, which may be a patient's."""
-    logger = logging.getLogger("pydicom")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
+    loggers = [logging.getLogger(name) for name in ("pydicom", "nibabel.global")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"(PIL|pydicom)(\.|$)")
+            warnings.filterwarnings("ignore", module=r"(PIL|pydicom|nibabel)(\.|$)")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -3,7 +3,8 @@
 Column names are case-insensitive and have synonyms (``COLUMNS``); the separator is the comma,
 semicolon or tab found in the header. Paths are relative to the CSV file's folder. A path that
 leaves that folder is refused outright, for it is no accident; a file that is missing, linked
-or unreadable is set aside. ``subject_id`` stays in memory.
+or unreadable is set aside. A path to a folder stands for all files below it, as those of a
+DICOM series. ``subject_id`` stays in memory.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from ..errors import InvalidInputError
 from .catalogue import SPLIT_NAMES, WHOLE, Catalogue, FilePart, Item, number_labels
+from .folder import files_below
 from .limits import (
     Limits,
     QuarantinedFile,
@@ -24,6 +26,7 @@ from .limits import (
     open_regular,
     read_bytes,
     reading,
+    relative_name,
     resolve_inside,
 )
 
@@ -65,7 +68,15 @@ def read_table(path: Path, limits: Limits) -> Catalogue:
         name = display_name(row.path)
         try:
             file = resolve_inside(path.parent, row.path, where=f"{display_name(path.name)} line {row.number}")
-            num_bytes += _size(file)
+            files = [file]
+            if file.is_dir():
+                files, bad, below = files_below(file, path.parent, limits)
+                quarantined += bad
+                num_bytes += below
+                if not files:
+                    raise UnreadableError("a folder without pictures or volumes")
+            else:
+                num_bytes += _size(file)
             if labelled and not row.label:
                 raise UnreadableError("no label in the manifest")
             if has_splits and not row.split:
@@ -74,7 +85,10 @@ def read_table(path: Path, limits: Limits) -> Catalogue:
             quarantined.append(QuarantinedFile(name, error.reason))
             continue
         label = numbers[row.label] if labelled else None
-        parts.setdefault(row.split or WHOLE, []).append(Item(file, name, label, row.subject or None))
+        names = [name] if files == [file] else [relative_name(found, path.parent) for found in files]
+        parts.setdefault(row.split or WHOLE, []).extend(
+            Item(found, shown, label, row.subject or None) for found, shown in zip(files, names, strict=True)
+        )
     ordered = [split for split in ("train", "val", "test", WHOLE) if split in parts]
     return Catalogue(
         "CSV manifest",
