@@ -40,8 +40,10 @@ def inspect(
 ) -> None:
     """Count images, classes and sizes; find duplicates, unreadable files and leaks between splits.
 
-    Volumes (NIfTI, DICOM series) are counted by slices; a file volumes.toml in the folder says which slices
-    to take and under which window. Nothing is changed, and no subject identifier is printed: only how many there are.
+    Volumes (NIfTI, DICOM series) are counted by slices; a file volumes.toml in the folder says which
+    slices to take and under which window.
+
+    Nothing is changed, and no subject identifier is printed: only how many there are.
 
     Exit code: 0 fine; 2 wrong path or unknown format; 3 a size above a cap or a path out of the
     folder; 4 a corrupt file, leaks between splits, or too many unusable files.
