@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,8 @@ from .console import OutputFormat, describe_event, print_json
 from .coordinator_sites import admit, revoke
 from .doctor import CA_FILE, CERTIFICATE_FILE, KEY_FILE, coordinator_doctor, renew
 from .run_settings import not_ours, parse_settings, read_settings
+from .start import coordinator_start
+from .status import coordinator_status
 
 STOP_SECONDS = 20.0  # Flower ends a stopped ServerApp at its next heartbeat, five seconds apart
 
@@ -79,37 +79,7 @@ def init(
     typer.echo(f"next: instahide coordinator start {study}")
 
 
-@app.command("start")
-def start(
-    study: Path = STUDY,
-    threads: int = typer.Option(2, min=1, help="Processor threads for each server process."),
-) -> None:
-    """Start SuperLink, SuperExec and gateway in the foreground, until Ctrl-C.
-
-    Only the gateway is reachable from outside, and it passes only what nodes
-    need. It ends when one of the three ends; nodes find a restarted coordinator
-    by themselves, and `coordinator resume` continues a run that was under way.
-
-    Example: instahide coordinator start study/
-    """
-    from ..flower_processes.superlink import CoordinatorFolder, start_coordinator
-    from ..study import load_study
-
-    settings = load_study(study)
-    typer.echo("starting ...")
-    with start_coordinator(
-        CoordinatorFolder(settings.path),
-        gateway_host=settings.listen,
-        gateway_port=settings.port,
-        num_threads=threads,
-    ) as coordinator:
-        typer.echo(f"gateway on {settings.listen} port {coordinator.gateway_port}; Ctrl-C stops")
-        stop = stop_signal()
-        while not stop.wait(1.0):
-            coordinator.check()
-    typer.echo("stopped")
-
-
+app.command("start")(coordinator_start)
 app.command("admit")(admit)
 
 
@@ -197,46 +167,7 @@ def resume(
         _submit_and_follow(control, made, RunConfig.from_mapping(values), output)
 
 
-@app.command("status")
-def status(study: Path = STUDY, output: OutputFormat = FORMAT) -> None:
-    """Show whether the coordinator is up, which hospitals are connected, and the runs.
-
-    Example: instahide coordinator status study/
-    """
-    from ..coordinator.events import read_events
-    from ..study import load_study
-
-    made = load_study(study)
-    with _control(made.path) as control:
-        nodes = {record.node_id: record.status for record in control.list_nodes()}
-    sites = [
-        {"name": site.name, "status": nodes.get(site.node_id, "not registered"), "images": site.num_examples}
-        for site in made.sites()
-    ]
-    runs = []
-    for run_name in made.run_names():
-        events = read_events(made.run_folder(run_name) / "events.jsonl")
-        rounds = [event["round"] for event in events if event["event"] == "round-finished"]
-        runs.append(
-            {
-                "name": run_name,
-                "rounds": max(rounds, default=0),
-                "state": _state(made.run_folder(run_name), events),
-            }
-        )
-    if output is OutputFormat.json:
-        print_json({"address": made.address, "sites": sites, "runs": runs})
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    for title, rows in (("hospitals", sites), ("runs", runs)):
-        table = Table(title=title, title_justify="left")
-        for column in rows[0] if rows else ("none yet",):
-            table.add_column(column)
-        for row in rows:
-            table.add_row(*(str(value) for value in row.values()))
-        Console().print(table)
+app.command("status")(coordinator_status)
 
 
 @app.command("settings")
@@ -266,30 +197,15 @@ app.command("doctor")(coordinator_doctor)
 app.command("renew")(renew)
 
 
-def _state(folder: Path, events: list[dict[str, Any]]) -> str:
-    """Where a run stands by its own events; a ServerApp that was killed could not write its end."""
-    from ..study import run_is_served
-
-    words = {"run-started": "running", "run-finished": "finished", "run-failed": "failed"}
-    states = [words[event["event"]] for event in events if event["event"] in words]
-    state = states[-1] if states else "not started"
-    return "interrupted" if state == "running" and not run_is_served(folder) else state
-
-
-def stop_signal() -> threading.Event:
-    """An event that SIGINT and SIGTERM set, so that a foreground verb ends in order."""
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    return stop
-
-
 def _control(study: Path) -> Any:
-    from ..flower_processes.control import ControlClient
+    """The control interface of the study's coordinator; raises InstaHideError if it is not up."""
     from ..flower_processes.superlink import CoordinatorFolder, find_superlink
 
     folder = CoordinatorFolder(study)
-    return ControlClient(find_superlink(folder), authority=folder.authority.certificate)
+    address = find_superlink(folder)
+    from ..flower_processes.control import ControlClient  # seconds to import, and of no use before
+
+    return ControlClient(address, authority=folder.authority.certificate)
 
 
 def _wait_for_server_app(folder: Path) -> None:

@@ -113,7 +113,10 @@ def test_status_shows_the_hospitals_and_the_finished_run(study: StudyInWindows) 
         ("st-mary", "online", 120),
         ("northside", "online", 120),
     }
-    assert {"name": "trial-1", "rounds": 2, "state": "finished"} in status["runs"]
+    assert ("trial-1", 2, "finished") in {
+        (one["name"], one["rounds"], one["state"]) for one in status["runs"]
+    }
+    assert status["coordinator"] == "up"
 
 
 @pytest.mark.usefixtures("finished")
