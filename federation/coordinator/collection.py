@@ -238,7 +238,8 @@ class Collector:
         for message_id, reason in gone.items():
             owed = self._owed.pop(message_id, None)
             if owed is not None and owed.request is self._request:
-                self._lose(owed.node_id, "site-missing", reason)
+                event = "site-rejected" if reason == REVOKED_REASON else "site-missing"
+                self._lose(owed.node_id, event, reason)
 
     def _gone(self) -> dict[str, str]:
         """Messages whose node is offline, has started anew, or took too long: id → reason."""
