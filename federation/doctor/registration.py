@@ -55,7 +55,8 @@ def check_registration(address: Address, private_key: Path) -> Outcome:
     if answer.code == NOT_ACTIVATED:
         return failed(
             "the coordinator does not know this node's key",
-            fix="send it this folder's NAME.request.json, for `instahide coordinator admit`",
+            fix="send it this folder's NAME.request.json, for `instahide coordinator admit`; if the key was "
+            "revoked or replaced there, see `instahide node rotate --help`",
         )
     if answer.status == http.HTTPStatus.UNAUTHORIZED:
         return failed(

@@ -49,6 +49,11 @@ log = logging.getLogger("node")
 CONNECTED = "SuperNode ID:"  # the line Flower logs once the coordinator has admitted the node
 FAILED = 5
 
+REFUSED_KEY = (
+    "the coordinator refused this node's key or signature: was the key revoked or replaced there? else "
+    "compare the clocks"
+)
+
 # What Flower's output says -> what it means for the person who reads it. First match counts.
 REASONS = (
     (
@@ -72,14 +77,11 @@ REASONS = (
     ),
     (
         "[code: 2004]",
-        "the coordinator refused this node: its key is not registered there, or the node was cut off "
-        "less than a minute ago and is still counted as online",
+        "the coordinator refused this node: its key is not registered there (or was revoked), or "
+        "the node was cut off less than a minute ago and is still counted as online",
     ),
-    (
-        "invalid supernode authentication",
-        "the coordinator refused this node's key or signature; compare clocks",
-    ),
-    ("401 unauthorized", "the coordinator refused this node's key or signature; compare the clocks"),
+    ("invalid supernode authentication", REFUSED_KEY),
+    ("401 unauthorized", REFUSED_KEY),
     ("429 too many requests", "the gateway limits how often this address may call"),
     ("connection refused", "nothing answers at the coordinator's address"),
     ("name or service not known", "the coordinator's host name is not known here"),

@@ -24,6 +24,7 @@ import psutil
 import pytest
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
+from federation.coordinator.revocations import Revocation
 from federation.doctor.checks import State
 from federation.doctor.network import Address, check_answer
 from federation.doctor.registration import check_registration, check_release
@@ -42,7 +43,13 @@ from federation.flower_processes.superlink import (
     find_superlink,
     start_coordinator,
 )
-from federation.provisioning import create_authority, create_node_key, issue_server_certificate
+from federation.provisioning import (
+    create_authority,
+    create_node_key,
+    issue_server_certificate,
+    public_key_fingerprint,
+)
+from federation.revocation import refuse, take_off
 from federation.supervision import ManagedProcess, RestartedProcess, group_members
 from instahide.errors import FederationError, InvalidInputError, RefusedError
 
@@ -266,6 +273,33 @@ def test_the_doctor_asks_for_a_key_without_announcing_the_node(
     assert online["north"] == "online"
     assert check_release(address, key.private).state is State.ok
     assert check_answer(address).state is State.ok
+
+
+def test_a_connected_node_whose_key_is_revoked_is_cut_off_and_stays_out(federation: Federation) -> None:
+    """Coming back with new keys, and a coordinator that was down meanwhile: ``test_revoked_nodes``."""
+    folder = federation.coordinator.folder
+    process = federation.node("leaving")
+    key = federation.root / "leaving" / "node.key"
+    node_id = federation.control.register_node(key.with_suffix(".pub"), name="leaving")
+    with process:
+        assert until(lambda: is_connected(process)), process.log_tail()
+        fingerprint = public_key_fingerprint(key.with_suffix(".pub"))
+        entry = {
+            "node_id": node_id,
+            "name": "leaving",
+            "node_key": fingerprint,
+            "identity_key": "",
+            "time": "",
+        }
+        refuse(folder.path, [Revocation(**entry)])  # type: ignore[arg-type]
+        assert take_off(folder.path, federation.control) == ["leaving"]
+        code = process.wait(PATIENCE)  # at its next look for messages
+        assert code is not None
+        assert "was the key revoked" in str(explain_node_exit(code, process.log_tail(200)))
+    address = Address("127.0.0.1", federation.coordinator.gateway_port, folder.authority.certificate)
+    assert check_registration(address, key).state is State.failed
+    with pytest.raises(FederationError, match="register leaving"):
+        federation.control.register_node(key.with_suffix(".pub"), name="leaving")
 
 
 def test_a_coordinator_of_another_authority_is_not_trusted(federation: Federation, tmp_path: Path) -> None:
