@@ -44,6 +44,10 @@ class Finding:
     verdict: str
     leaked: bool | None
 
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {**vars(self), "interval": None if self.interval is None else list(self.interval)}
+
 
 def read_findings(run_folder: Path) -> tuple[list[Finding], int]:
     """The findings of a run, by attack and round, and how many files were no results."""

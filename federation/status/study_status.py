@@ -83,7 +83,7 @@ class RunStatus:
             "end-reason": run.end_reason,
             "end-hint": run.end_hint,
             "last-event": run.last_event_at,
-            "audits": [vars(finding) for finding in self.findings],
+            "audits": [finding.to_mapping() for finding in self.findings],
             "leak": {
                 name: [list(point) for point in line] for name, line in leak_curves(self.findings).items()
             },

@@ -106,7 +106,8 @@ def write_events(study: Study, name: str, events: list[dict[str, Any]]) -> Path:
     """Append events to a run's file; its folder is made the first time."""
     folder = study.run_folder(name)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "run.json").write_text("{}")
+    if not (folder / "run.json").exists():
+        (folder / "run.json").write_text("{}")
     with (folder / "events.jsonl").open("a", encoding="utf-8") as file:
         file.writelines(json.dumps(event) + "\n" for event in events)
     return folder
