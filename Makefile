@@ -3,7 +3,8 @@
 #     make demo     set up, then three hospitals and a coordinator on this machine
 #     make test     set up, then the tests
 #
-# Others: setup, check (lint, format, types), test-slow, test-nightly, chaos (faults, with figures), coverage, clean.
+# Others: setup, check (lint, format, types), test-slow, test-nightly, chaos (faults, with figures), check-deploy,
+# coverage, clean.
 
 SHELL := /bin/bash
 VENV := .venv
@@ -14,7 +15,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	&& echo $$p && break; done)
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test setup check format test-slow test-nightly chaos coverage clean
+.PHONY: demo test setup check format test-slow test-nightly chaos check-deploy coverage clean
 
 demo: setup
 	$(BIN)/instahide demo
@@ -56,6 +57,11 @@ test-nightly: setup
 # CHAOS_JSON=FILE keeps the table of what was tried and what survived.
 chaos: setup
 	$(PYTEST) tests/chaos -p no:randomly -m "nightly or not nightly" $(if $(CHAOS_JSON),--chaos-json $(CHAOS_JSON)) $(PYTEST_ARGS)
+
+# The files of deploy/ before their own linters and parsers, which this installs.
+check-deploy: setup
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet -c constraints.txt -e ".[deploy-checks]"
+	$(PYTEST) tests/deploy $(PYTEST_ARGS)
 
 coverage: setup
 	$(BIN)/coverage run -m pytest $(PYTEST_ARGS)

@@ -22,7 +22,11 @@ ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 DOCUMENTS = sorted(
     [*ROOT.glob("*.md")]
-    + [path for room in ("instahide", "federation", "theory_modules") for path in (ROOT / room).rglob("*.md")]
+    + [
+        path
+        for room in ("instahide", "federation", "theory_modules", "deploy")
+        for path in (ROOT / room).rglob("*.md")
+    ]
 )
 
 

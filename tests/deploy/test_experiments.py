@@ -1,4 +1,4 @@
-"""Every file of run settings is accepted by the coordinator, and by a site with just the policy it asks for."""
+"""Run settings on disk: taken by the coordinator, and by a site under just the policy they ask for."""
 
 from __future__ import annotations
 
