@@ -4,6 +4,7 @@
       study.toml        names the hospitals use, gateway address and port
       sites.json        admitted hospitals: node id, name, key fingerprint, counts, classes, shape
       revoked.json      keys that are refused (``coordinator.revocations``)
+      joins/            join files that were all written at once (``renewal``)
       runs/NAME/        one folder a run: events, checkpoints, model (written by the ServerApp)
       identity.key      the coordinator's identity key, which signs the heads of its audit log
       audit.jsonl       its audit log, over all runs
@@ -221,14 +222,18 @@ def admit(study: Study, request: JoinRequest, node_id: int) -> JoinAnswer:
         refuse(study.path, [replaced])
     rows = [asdict(site) for site in [*others, admitted]]
     atomic_write_text(study.path / SITES, json.dumps(rows, indent=2) + "\n", mode=0o600)
-    authority = gateway_authority(study.path, study.path / "authority.crt").read_text(encoding="ascii")
+    return answer_for(study, request.name, request.fingerprint, number=record.sequence)
+
+
+def answer_for(study: Study, name: str, fingerprint: str, *, number: int) -> JoinAnswer:
+    """The join file's content for the hospital ``name`` with this node key; ``number`` grows with time."""
     return JoinAnswer(
-        name=request.name,
+        name=name,
         coordinator=study.address,
-        authority=authority,
+        authority=gateway_authority(study.path, study.path / "authority.crt").read_text(encoding="ascii"),
         identity_key=coordinator_identity(study).public_line,
-        fingerprint=request.fingerprint,
-        number=record.sequence,
+        fingerprint=fingerprint,
+        number=number,
     )
 
 

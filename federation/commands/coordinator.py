@@ -10,7 +10,8 @@ import typer
 
 from .console import OutputFormat, describe_event, print_json
 from .coordinator_sites import admit, revoke
-from .doctor import CA_FILE, CERTIFICATE_FILE, KEY_FILE, coordinator_doctor, renew
+from .doctor import coordinator_doctor
+from .renew import CA_FILE, CERTIFICATE_FILE, KEY_FILE, renew
 from .run_settings import not_ours, parse_settings, read_settings
 from .start import coordinator_start
 from .status import coordinator_status
@@ -218,11 +219,14 @@ def _wait_for_server_app(folder: Path) -> None:
 
 
 def _submit_and_follow(control: Any, study: Any, config: Any, output: OutputFormat) -> None:
+    from ..expiry import study_warnings
     from ..flower_processes.bundle import build_bundle
     from ..following import EventTail, follow_run, raise_unless_completed
     from ..plan import Plan
     from ..study import record_submission
 
+    for line in study_warnings(study):
+        typer.echo(line, err=True)
     folder = Path(config.run_directory)
     tail = EventTail(folder / "events.jsonl", from_start=not config.resume)
     bundle = build_bundle()

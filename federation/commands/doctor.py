@@ -15,11 +15,6 @@ if TYPE_CHECKING:
     from ..doctor import Check, Report
 
 FORMAT = typer.Option(OutputFormat.text, "--format", help="text for people, json for programs.")
-CERTIFICATE_FILE = typer.Option(
-    None, "--certificate-file", help="A gateway certificate from an authority of your own (PEM, with chain)."
-)
-KEY_FILE = typer.Option(None, "--key-file", help="Its private key (PEM, no passphrase).")
-CA_FILE = typer.Option(None, "--ca-file", help="The certificate of that authority (PEM), for the hospitals.")
 WAIT = typer.Option(8.0, min=1.0, help="Seconds after which checks that hang are given up.")
 
 
@@ -91,48 +86,3 @@ def _show(report: Report) -> None:
         console.print(line + Text(f"{name:<{width}}  {outcome.seen}", style="default"))
         if outcome.fix:
             console.print(Text(f"{'':8}{'':<{width}}  fix: {outcome.fix}", style="default"))
-
-
-def renew(
-    study: Path = typer.Argument(..., help="The study's folder.", show_default=False),
-    certificate_file: Path | None = CERTIFICATE_FILE,
-    key_file: Path | None = KEY_FILE,
-    ca_file: Path | None = CA_FILE,
-    output: OutputFormat = FORMAT,
-) -> None:
-    """Make the server certificates anew, for the names in study.toml. Hospitals need not join again.
-
-    The authority stays. The old certificates and keys are kept beside the new
-    ones; a running coordinator must be started again to show the new ones. A
-    gateway certificate from an authority of your own stays as it is, unless you
-    give the three files of the next one; where that authority is another one than
-    before, admit the hospitals again and let them join again.
-
-    Example: instahide coordinator renew study/
-    """
-    from ..external_certificate import external_certificate
-    from ..flower_processes.superlink import CoordinatorFolder
-    from ..provisioning import certificate_expiry, certificate_fingerprint
-    from ..renewal import renew_certificates
-    from ..study import load_study
-
-    made = load_study(study)
-    before = certificate_fingerprint(CoordinatorFolder(made.path).gateway_authority)
-    gateway, _ = renew_certificates(made, external=external_certificate(certificate_file, key_file, ca_file))
-    after = certificate_fingerprint(CoordinatorFolder(made.path).gateway_authority)
-    ends = certificate_expiry(gateway.certificate).date().isoformat()
-    if output is OutputFormat.json:
-        print_json(
-            {
-                "study": str(made.path),
-                "names": list(made.names),
-                "gateway-certificate-expires": ends,
-                "authority-sha256": after,
-                "hospitals-join-again": before != after,
-            }
-        )
-        return
-    typer.echo(f"the gateway's certificate is for {', '.join(made.names)} and ends on {ends}")
-    if before != after:
-        typer.echo(f"the authority is another one: admit and join each hospital again, fingerprint {after}")
-    typer.echo(f"start the coordinator again to show it: instahide coordinator start {study}")

@@ -79,6 +79,7 @@ def join(
 
     Example: instahide node join st-mary/ st-mary.join.json
     """
+    from ..expiry import node_warnings
     from ..identity import identity_fingerprint, load_identity
     from ..joining import read_answer
     from ..node_folder import NodeFolder
@@ -116,6 +117,8 @@ def join(
     typer.echo(
         f"fingerprints: authority {facts['authority-sha256']}, identity key {facts['coordinator-identity']}"
     )
+    for line in node_warnings(folder):
+        typer.echo(line)
     typer.echo(f"next: instahide node start {node}, and instahide node plan list {node} for each run")
 
 

@@ -43,6 +43,7 @@ def coordinator_start(
 
     Example: instahide coordinator start study/
     """
+    from ..expiry import study_warnings
     from ..flower_processes.superlink import START_SECONDS, CoordinatorFolder, start_coordinator
     from ..foreground import foreground
     from ..status.files import METRICS, PAGE, StatusFiles
@@ -55,6 +56,8 @@ def coordinator_start(
     with foreground() as service:
         files = StatusFiles(status_folder or settings.path, say=service.say)
         service.starting("starting ...", seconds=3 * START_SECONDS)
+        for line in study_warnings(settings):
+            service.say(line)
         with start_coordinator(
             folder, gateway_host=settings.listen, gateway_port=settings.port, num_threads=threads
         ) as coordinator:
@@ -92,6 +95,7 @@ def node_start(
 
     Example: instahide node start st-mary/
     """
+    from ..expiry import node_warnings
     from ..foreground import foreground
     from ..node_folder import READY_SECONDS, NodeFolder, relay_process, start_worker
     from ..status.files import StatusFiles
@@ -103,6 +107,8 @@ def node_start(
         folder.state.mkdir(mode=0o700, exist_ok=True)
         files = StatusFiles(status_folder or folder.state, say=service.say)
         service.starting("starting the site worker (reads the images once) ...", seconds=READY_SECONDS)
+        for line in node_warnings(folder):
+            service.say(line)
         worker = start_worker(folder, accept_changed_data=accept_changed_data)
         serving = _ServingNode(service, node, folder, worker, NodeWriter(folder, files, say=service.say))
         try:
@@ -147,6 +153,7 @@ class _ServingNode:
         self._writer.close(problem)
 
     def _look(self, relay: ManagedProcess) -> None:
+        from ..expiry import gateway_warnings
         from ..flower_processes.node import is_connected
         from ..node_folder import READY_SECONDS, start_worker
         from ..plan import SHORT
@@ -155,6 +162,8 @@ class _ServingNode:
         if not self._is_connected and relay.is_running and is_connected(relay):
             self._is_connected = True
             self._service.say("connected: this node serves the federation")
+            for line in gateway_warnings(self._folder):
+                self._service.say(line)
             self._writer.connection(CONNECTED)
         pending = self._plans.pending()
         for waiting in sorted(pending - self._announced):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from instahide.errors import InvalidInputError
 
+from ..coordinator.revocations import REVOKED
 from ..external_certificate import ExternalCertificate
 from ..flower_processes.superlink import LOOPBACK, CoordinatorFolder
 from ..identity import IDENTITY_FILE
@@ -36,7 +37,7 @@ NO_NAMES = warning(
     "no name server answered in time", fix="see that this machine's and the hospitals' name servers know it"
 )
 SUPERLINK_NAMES = (LOOPBACK, "localhost")
-NEW_AUTHORITY = "plan a new study with a new authority; every hospital joins it anew"
+NEW_AUTHORITY = "`instahide coordinator renew STUDY --authority`, then send each hospital its new join file"
 
 
 def coordinator_checks(study: Study) -> list[Check]:
@@ -123,7 +124,9 @@ def _roster(study: Study) -> Outcome:
         return warning(
             "the hospitals' classes or image shapes differ", fix="admit the hospitals again with one list"
         )
-    return ok(f"{len(sites)} hospitals, {len(runs)} runs")
+    revoked = len({entry.node_key for entry in study.revocations() if entry.why == REVOKED})
+    out = f", {revoked} revoked" if revoked else ""
+    return ok(f"{len(sites)} hospitals{out}, {len(runs)} runs")
 
 
 def _own_name(folder: CoordinatorFolder, study: Study, name: str) -> Outcome:

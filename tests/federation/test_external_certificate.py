@@ -238,7 +238,7 @@ def test_an_ordinary_study_can_change_over_and_says_that_hospitals_join_again(
     files = hospital.issue(file_name="change")
     words = ["coordinator", "renew", str(made.path), "--certificate-file", str(files.certificate)]
     assert run([*words, "--key-file", str(files.key), "--ca-file", str(files.authority)]) == 0
-    assert "admit and join each hospital again" in capsys.readouterr().out
+    assert "send each hospital its join file" in capsys.readouterr().out
     assert CoordinatorFolder(made.path).gateway_authority.name == "gateway-authority.crt"
 
 

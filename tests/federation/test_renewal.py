@@ -1,4 +1,4 @@
-"""New server certificates under the old authority: old nodes go on, nothing is lost or left half done."""
+"""New server certificates, and a new authority: nothing is lost or left half done, no key is typed in."""
 
 from __future__ import annotations
 
@@ -6,13 +6,18 @@ from pathlib import Path
 
 import pytest
 
+from federation.audit_verification import read_log
 from federation.doctor.checks import State
 from federation.doctor.coordinator import coordinator_checks
 from federation.doctor.files import names_of, read_certificate
-from federation.provisioning import certificate_fingerprint
-from federation.renewal import renew_certificates
-from federation.study import Study, create_study, load_study
-from instahide.errors import InvalidInputError
+from federation.joining import read_answer
+from federation.node_folder import NodeFolder, join
+from federation.provisioning import certificate_fingerprint, create_node_key
+from federation.renewal import renew_authority, renew_certificates, write_join_files
+from federation.study import Study, admit, coordinator_number, create_study, load_study
+from instahide.errors import InvalidInputError, RefusedError
+
+from .test_study import request_of
 
 
 @pytest.fixture
@@ -87,3 +92,88 @@ def test_an_error_half_way_leaves_nothing(study: Study, monkeypatch: pytest.Monk
     with pytest.raises(OSError, match="No space"):
         renew_certificates(study)
     assert contents(study) == before
+
+
+# --- a new authority --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def node(study: Study, tmp_path: Path) -> NodeFolder:
+    """A hospital's folder with keys only, that has joined the study."""
+    folder = NodeFolder(tmp_path / "st-mary")
+    create_node_key(folder.path)
+    request = request_of("st-mary", tmp_path)
+    join(folder, admit(study, request, 11))
+    return folder
+
+
+def test_a_new_authority_signs_new_server_certificates_and_its_old_key_is_gone(study: Study) -> None:
+    before = contents(study)
+    renew_authority(study)
+    after = contents(study)
+    checks = {check.name: check.look for check in coordinator_checks(study)}
+    for name in ("authority", "gateway", "SuperLink"):
+        for what in ("certificate", "key"):
+            check = f"{name} {what}" if f"{name} {what}" in checks else name
+            assert checks[check]().state is State.ok, check
+    assert before["authority.key"] not in after.values()
+    assert before["authority.crt"] in after.values()
+    assert [path.name for path in study.path.iterdir() if path.is_dir()] == []
+    record = read_log(study.path / "audit.jsonl").records[-1]
+    assert record.event == "authority-renewed"
+    assert record.fields == {"certificate-sha256": certificate_fingerprint(study.path / "authority.crt")}
+
+
+def test_every_hospital_gets_a_join_file_that_it_takes_without_a_telephone(
+    study: Study, node: NodeFolder
+) -> None:
+    old = node.authority.read_bytes()
+    renew_authority(study)
+    [path] = write_join_files(study)
+    assert path == study.path / "joins" / "st-mary.join.json"
+    answer = read_answer(path)
+    join(node, answer)
+    assert node.authority.read_bytes() == (study.path / "authority.crt").read_bytes() != old
+    assert answer.safety_number == coordinator_number(study)
+
+
+def test_the_join_file_of_the_old_authority_is_refused_from_then_on(
+    study: Study, node: NodeFolder, tmp_path: Path
+) -> None:
+    stolen = admit(study, request_of("st-mary", tmp_path), 11)
+    renew_authority(study)
+    join(node, read_answer(write_join_files(study)[0]))
+    with pytest.raises(RefusedError, match="older than the one this node has taken in"):
+        join(node, stolen)
+
+
+@pytest.mark.parametrize("steps", range(9))
+def test_a_renewal_that_is_cut_short_is_made_whole_by_the_next(
+    study: Study, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys and certificates that do not belong together: until the next try, and no file is missing."""
+    real, done = Path.replace, [0]
+
+    def replace(self: Path, target: Path) -> Path:
+        done[0] += 1
+        if done[0] > steps:
+            raise InterruptedError
+        return real(self, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", replace)
+        with pytest.raises(InterruptedError):
+            renew_authority(study)
+    for name in ("authority", "gateway", "superlink"):
+        assert (study.path / f"{name}.crt").exists()
+        assert (study.path / f"{name}.key").exists()
+    renew_authority(study)
+    checks = {check.name: check.look for check in coordinator_checks(study)}
+    for name in (
+        "authority key",
+        "gateway certificate",
+        "gateway key",
+        "SuperLink certificate",
+        "SuperLink key",
+    ):
+        assert checks[name]().state is State.ok, name
