@@ -160,10 +160,13 @@ def resume(
     Example: instahide coordinator resume study/ trial-1 --set num-server-rounds=20
     """
     from ..config import RunConfig
+    from ..run_sites import carry_over
     from ..study import load_run, load_study
 
     made = load_study(study)
     values = load_run(made, name).to_mapping() | not_ours(parse_settings(settings)) | {"resume": True}
+    for moved in carry_over(made, name):
+        typer.echo(f"{moved} has another node key since the run began", err=True)
     with _control(made.path) as control:
         _submit_and_follow(control, made, RunConfig.from_mapping(values), output)
 

@@ -58,6 +58,7 @@ ONE_WHOLE_FILE = {
     "federation/node_rotation.py",
     "federation/plan.py",
     "federation/revocation.py",
+    "federation/run_sites.py",
     "federation/site/worker.py",
     "federation/status/connection.py",
     "federation/status/files.py",
