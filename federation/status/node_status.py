@@ -8,11 +8,13 @@ are counts and the reasons of its own refusals; no image, no file name, no subje
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from instahide.errors import InstaHideError
 
@@ -29,6 +31,7 @@ from .connection import Connection, read_connection
 from .run_progress import LAST_TROUBLES, Trouble
 
 LISTENING, WORKER_DOWN = "listening", "down"
+PRIVACY_SECONDS: Final = 60.0
 
 
 @dataclass(kw_only=True)
@@ -136,13 +139,20 @@ class NodeStatus:
 
 
 class NodeWatch:
-    """A node's folder, looked at again and again."""
+    """A node's folder, looked at again and again.
 
-    def __init__(self, folder: NodeFolder) -> None:
+    Epsilon costs a second or two of processor time, so it is worked out again only where the ledger
+    has changed, and at most every ``PRIVACY_SECONDS``.
+    """
+
+    def __init__(self, folder: NodeFolder, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         self.folder = folder
         self._tail = LineTail(folder.state / AUDIT_FILE)
         self._records = SiteRecords()
-        self._privacy: tuple[object, dict[str, Any] | None] = (None, None)
+        self._monotonic = monotonic
+        self._privacy: dict[str, Any] | None = None
+        self._privacy_of: object = None
+        self._privacy_until = float("-inf")
 
     def status(self, now: datetime, *, connection: Connection | None = None) -> NodeStatus:
         """What is known now; never raises for a damaged file: a note says so."""
@@ -200,7 +210,7 @@ class NodeWatch:
             return None
 
     def _spent(self, notes: list[str]) -> dict[str, Any] | None:
-        """As `instahide node privacy` says it; worked out again only where a file has changed."""
+        """As `instahide node privacy` says it."""
         from ..privacy_ledger import LEDGER_NAME, read_entries
         from ..site.policy import load_policy
         from ..site.privacy_report import privacy_report
@@ -208,17 +218,19 @@ class NodeWatch:
         path = self.folder.state / LEDGER_NAME
         try:
             seen = (_stamp(path), _stamp(self.folder.policy))
-            if seen != self._privacy[0]:
+            if seen != self._privacy_of and self._monotonic() >= self._privacy_until:
                 entries = read_entries(path)
                 rounds = RunHistory(self.folder.state).rounds_trained()
-                report = privacy_report(entries, load_policy(self.folder.policy), rounds) if entries else None
-                self._privacy = (seen, report)
+                policy = load_policy(self.folder.policy)
+                self._privacy = privacy_report(entries, policy, rounds) if entries else None
+                self._privacy_of = seen
+                self._privacy_until = self._monotonic() + (PRIVACY_SECONDS if entries else 0.0)
         except FileNotFoundError:
             return None
         except InstaHideError as error:
             notes.append(one_line(error.message))
             return None
-        return self._privacy[1]
+        return self._privacy
 
 
 def _stamp(path: Path) -> tuple[int, int]:
