@@ -42,6 +42,8 @@ svg text{fill:var(--ink);font-size:13px}svg .grid{stroke:var(--line)}
 .pictures{display:flex;flex-wrap:wrap;gap:1rem}.pictures img{width:100%;max-width:26rem;
 image-rendering:pixelated;
 border:1px solid var(--line);background:#888}
+.drawing img{width:100%;max-width:56rem;background:#fff;border:1px solid var(--line)}
+pre{font-size:.88rem;white-space:pre-wrap}
 code{background:var(--tint);padding:.1rem .3rem;border-radius:3px;font-size:.92em;overflow-wrap:anywhere}
 @page{margin:14mm}
 @media print{:root{--ink:#000;--soft:#444;--line:#bbb;--paper:#fff;--tint:#f5f7f9;--warn:#6b2d00;
@@ -79,6 +81,11 @@ def paragraph(text: str, *, kind: str = "") -> str:
     pieces = escape(text).split("`")
     body = "".join(piece if i % 2 == 0 else f"<code>{piece}</code>" for i, piece in enumerate(pieces))
     return f'<p class="{kind}">{body}</p>' if kind else f"<p>{body}</p>"
+
+
+def printed(lines: Sequence[str]) -> str:
+    """Lines as a terminal shows them, columns kept; long ones are wrapped."""
+    return f"<pre>{escape(chr(10).join(lines))}</pre>"
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str | float | int | None]]) -> str:
@@ -257,6 +264,15 @@ def picture_grid(images: NDArray[np.uint8], *, columns: int, scale: int = 1, gap
     stream = io.BytesIO()
     Image.fromarray(sheet).save(stream, format="PNG", optimize=True)
     return stream.getvalue()
+
+
+def drawing(png: bytes, caption: str) -> str:
+    """A plot as a PNG, as wide as the page, with its caption."""
+    source = base64.b64encode(png).decode("ascii")
+    return (
+        f'<figure class="drawing"><img src="data:image/png;base64,{source}" alt="{escape(caption)}">'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+    )
 
 
 def pictures(items: Sequence[tuple[bytes, str]]) -> str:

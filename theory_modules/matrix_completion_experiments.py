@@ -28,7 +28,7 @@ from .deep_matrix_factorization_dynamics import DynamicsReport, factor_flow, ver
 from .deep_matrix_factorization_problem import FactorizationInputError
 from .deep_matrix_factorization_tracking import track_singular_values
 from .matrix_completion_curves import Say, completion_curve, draw_curve, sensing_curve
-from .matrix_completion_movielens import movielens
+from .matrix_completion_movielens import MovieLensResult, movielens
 from .matrix_completion_norm_blow_up import NormBlowUp, norm_blow_up
 from .matrix_completion_problems import low_rank_matrix
 
@@ -75,6 +75,41 @@ def draw_dynamics(curves: dict[int, tuple[np.ndarray, np.ndarray]], path: Path) 
     for axes, (depth, (times, values)) in zip(figure.subplots(1, len(curves)), curves.items(), strict=True):
         axes.plot(times, values[:, :10])
         axes.set(title=f"depth {depth}", xlabel="time", ylabel="singular values")
+    figure.savefig(path, format="png", dpi=130)
+
+
+def draw_validation(results: dict[int, MovieLensResult], path: Path) -> None:
+    """Validation RMSE along the descent, a line a depth, with the step it was stopped at."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    axes = figure.subplots()
+    for depth, result in results.items():
+        (line,) = axes.plot(*zip(*result.validation_curve, strict=True), label=f"depth {depth}")
+        axes.plot(result.steps, result.validation_rmse, "o", color=line.get_color())
+    least = min(result.validation_rmse for result in results.values())
+    axes.set(xlabel="step", ylabel="RMSE on the validation part", ylim=(least - 0.02, least + 0.28))
+    axes.legend()
+    figure.savefig(path, format="png", dpi=130)
+
+
+def draw_norm_blow_up(runs: Sequence[NormBlowUp], path: Path) -> None:
+    """The free entry and the effective rank while the loss falls, where the determinant starts positive."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    corner, rank = figure.subplots(1, 2)
+    positive = list(runs)[::2]
+    for found in positive:
+        corner.plot(found.losses, found.corners, "o-", label=f"depth {found.depth}")
+        rank.plot(found.losses, found.effective_ranks, "o-", label=f"depth {found.depth}")
+    longest = max(positive, key=lambda found: len(found.losses))
+    corner.plot(longest.losses, longest.bounds, "k--", label="bound")
+    corner.set(xscale="log", yscale="log", xlabel="loss", ylabel="|W11|")
+    rank.set(xscale="log", xlabel="loss", ylabel="effective rank")
+    for axes in (corner, rank):
+        axes.invert_xaxis()
+        axes.legend()
     figure.savefig(path, format="png", dpi=130)
 
 
@@ -153,6 +188,7 @@ def _movielens_outcome(data: Path | None, depths: Sequence[int], say: Say) -> Ou
     return Outcome(
         [f"depth {depth}: {result}" for depth, result in zip(depths, results, strict=True)],
         [{"depth": depth} | asdict(result) for depth, result in zip(depths, results, strict=True)],
+        lambda path: draw_validation(dict(zip(depths, results, strict=True)), path),
     )
 
 
@@ -170,7 +206,7 @@ def _blow_up_outcome(runs: list[NormBlowUp]) -> Outcome:
             lines.append(f"  stopped: rounding took the determinant's sign at loss {found.sign_lost_at:.1e}")
         numbers = {name: np.asarray(value).tolist() for name, value in asdict(found).items()}
         values.append(numbers | {"positive_determinant": positive})
-    return Outcome(lines, values)
+    return Outcome(lines, values, lambda path: draw_norm_blow_up(runs, path))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -40,13 +40,23 @@ class Ratings:
 
 @dataclass(frozen=True)
 class MovieLensResult:
-    """``rmse`` on the test ratings; ``steps`` and ``validation_rmse`` as chosen without them."""
+    """``rmse`` on the test ratings; ``steps`` and ``validation_rmse`` as chosen without them.
+
+    ``validation_curve`` holds (step, validation RMSE) of every look at the validation part.
+    """
 
     rmse: float
     validation_rmse: float
     steps: int
     num_training: int
     num_test: int
+    validation_curve: tuple[tuple[int, float], ...] = ()
+
+    def __str__(self) -> str:
+        return (
+            f"test RMSE {self.rmse:.4f} after {self.steps} steps, the least validation RMSE "
+            f"({self.validation_rmse:.4f}); {self.num_training} training and {self.num_test} test ratings"
+        )
 
 
 def read_ratings(path: Path) -> Ratings:
@@ -96,11 +106,13 @@ def movielens(
     held_out = np.random.default_rng(seed).random(len(training.values)) < 0.1
     validation = training.part(held_out)
     best, best_step = np.inf, 0
+    curve: list[tuple[int, float]] = []
     with one_intra_op_thread(), torch.no_grad():
         run = _Run(training.part(~held_out), shape, depth, hidden_width, initialization_scale, seed)
         for step in range(check_every, max_steps + 1, check_every):
             run.advance(check_every)
             error = rmse(run.matrix(), validation)
+            curve.append((step, error))
             if progress is not None:
                 progress(step, error)
             if error < best:
@@ -110,7 +122,9 @@ def movielens(
         final = _Run(training, shape, depth, hidden_width, initialization_scale, seed)
         final.advance(best_step)
         found = rmse(final.matrix(), test)
-    return MovieLensResult(found, float(best), best_step, len(training.values), len(test.values))
+    return MovieLensResult(
+        found, float(best), best_step, len(training.values), len(test.values), tuple(curve)
+    )
 
 
 def rmse(matrix: FloatArray, ratings: Ratings) -> float:

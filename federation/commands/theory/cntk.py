@@ -44,7 +44,10 @@ def cntk(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the choice of images, patches and weights.")] = 0,
     out: Annotated[
-        Path | None, typer.Option(help="Write the curves to this PNG file.", metavar="FILE")
+        Path | None,
+        typer.Option(
+            help="Write the curves (.png), or a page with curves and numbers (.html), here.", metavar="FILE"
+        ),
     ] = None,
     format: Annotated[OutputFormat, typer.Option(help="Lines for people, or one JSON object.")] = (
         OutputFormat.text

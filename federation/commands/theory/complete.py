@@ -47,7 +47,10 @@ def complete(
     ] = None,
     scale: Annotated[float, typer.Option(help="Of the initialization.")] = 1e-4,
     out: Annotated[
-        Path | None, typer.Option(help="Write the picture to this PNG file.", metavar="FILE")
+        Path | None,
+        typer.Option(
+            help="Write the picture (.png), or a page with picture and numbers (.html), here.", metavar="FILE"
+        ),
     ] = None,
     format: Annotated[OutputFormat, typer.Option(help="Lines for people, or one JSON object.")] = (
         OutputFormat.text

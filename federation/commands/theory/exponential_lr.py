@@ -40,7 +40,10 @@ def exponential_lr(
         bool, typer.Option("--double", help="float64: the equality holds to the last epoch.")
     ] = False,
     out: Annotated[
-        Path | None, typer.Option(help="Write the curves to this PNG file.", metavar="FILE")
+        Path | None,
+        typer.Option(
+            help="Write the curves (.png), or a page with curves and numbers (.html), here.", metavar="FILE"
+        ),
     ] = None,
     format: Annotated[OutputFormat, typer.Option(help="Lines for people, or one JSON object.")] = (
         OutputFormat.text

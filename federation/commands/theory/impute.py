@@ -30,7 +30,10 @@ def impute(
         bool, typer.Option("--train/--no-train", help="Train on the completed tables, too.")
     ] = True,
     out: Annotated[
-        Path | None, typer.Option(help="Write the picture to this PNG file.", metavar="FILE")
+        Path | None,
+        typer.Option(
+            help="Write the picture (.png), or a page with picture and numbers (.html), here.", metavar="FILE"
+        ),
     ] = None,
     format: Annotated[OutputFormat, typer.Option(help="Lines for people, or one JSON object.")] = (
         OutputFormat.text

@@ -1,13 +1,19 @@
-"""What the verbs of the theory back end share: pictures that are whole or absent, and errors in our form."""
+"""What the verbs of the theory back end share: pictures and pages, whole or absent; errors in our form.
+
+``--out NAME.png`` is the picture alone; ``--out NAME.html`` is a page that holds it, what was printed, and
+what the verb's help says is being measured, so that it can be read without the command beside it.
+"""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import click
 import typer
 
 from ..console import OutputFormat, print_json
@@ -58,11 +64,43 @@ def finish(
 
     if out is not None and draw is not None:
         with atomic_path(out) as temporary:
-            draw(temporary)
+            if _is_page(out):
+                temporary.write_text(_page(lines, draw), encoding="utf-8")
+            else:
+                draw(temporary)
     if format is OutputFormat.json:
         print_json({"result": values, "picture": None if out is None or draw is None else str(out)})
         return
     for line in lines:
         typer.echo(line)
     if out is not None and draw is not None:
-        typer.echo(f"picture: {out}")
+        typer.echo(f"{'page' if _is_page(out) else 'picture'}: {out}")
+
+
+def _is_page(out: Path) -> bool:
+    return out.suffix.lower() in {".html", ".htm"}
+
+
+def _page(lines: list[str], draw: Callable[[Path], None]) -> str:
+    """The running verb's name and help, its picture, and its lines as printed."""
+    from importlib.metadata import version
+
+    from instahide import html_page
+
+    context = click.get_current_context()
+    about = (context.command.help or "").split("Exit codes:")[0].strip().split("\n\n")
+    with tempfile.TemporaryDirectory(prefix="instahide-picture-") as folder:
+        draw(Path(folder) / "picture.png")
+        picture = (Path(folder) / "picture.png").read_bytes()
+    return html_page.page(
+        context.command_path,
+        *(html_page.paragraph(" ".join(part.split())) for part in about),
+        html_page.drawing(picture, "Drawn from the numbers below."),
+        html_page.heading("Measured in this run"),
+        html_page.printed(lines),
+        html_page.paragraph(
+            "Published figures, and ours beside them: `theory_modules/README.md`. "
+            f"Made by InstaHide FL {version('instahide-fl')}.",
+            kind="soft",
+        ),
+    )

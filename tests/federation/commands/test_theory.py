@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from pathlib import Path
 
@@ -34,6 +35,23 @@ def test_complete_prints_a_row_a_method_and_draws(tmp_path: Path, capsys: pytest
     assert lines[2].startswith("picture: ")
     assert [path.name for path in tmp_path.iterdir()] == ["curve.png"]
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("experiment", ["rank5 --size 20 --count 300 --seeds 1 --depth 3", "norm-blow-up"])
+def test_a_page_holds_picture_numbers_and_what_they_are(
+    experiment: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    words = f"theory complete --experiment {experiment} --out"
+    assert cli.run([*words.split(), str(tmp_path / "page.html")]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    page = (tmp_path / "page.html").read_text()
+    assert printed[-1] == f"page: {tmp_path / 'page.html'}"
+    assert html.escape(printed[0]) in page
+    assert "<h1>instahide theory complete</h1>" in page
+    assert "least nuclear norm" in page.replace("\n", " ")
+    assert "data:image/png;base64," in page
+    assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
 
 
 def test_exp_lr_measures_on_images_of_the_users(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
