@@ -27,7 +27,8 @@ def node_metrics(status: NodeStatus) -> str:
     )
     if status.authority_ends is not None:
         ends.add(status.authority_ends.timestamp(), certificate="authority")
-    return exposition([worker, connected, written, waiting, ends, *_records(status), *_privacy(status)])
+    families = [worker, connected, written, waiting, ends, *_records(status), *_privacy(status)]
+    return exposition(families, node=status.name)
 
 
 def _records(status: NodeStatus) -> list[Family]:
@@ -40,11 +41,14 @@ def _records(status: NodeStatus) -> list[Family]:
     for kind, count in sorted(status.records.refusals.items()):
         refusals.add(count, kind=kind)
     exposures = Family(
-        f"{PREFIX}exposures", "gauge", "Encodings behind updates that left, as the ledger counted them."
+        f"{PREFIX}exposures", "gauge", "Encodings behind updates that left, all images together, by role."
     )
-    for role, count in status.records.exposures.items():
-        exposures.add(count, role=role)
-    return [updates, measured, refusals, exposures]
+    most = Family(f"{PREFIX}exposures_of_one_image", "gauge", "Of the image that was encoded most often.")
+    counts = status.records.exposures
+    for role in ("own", "partner"):
+        exposures.add(counts.get(role), role=role)
+    most.add(counts.get("largest"))
+    return [updates, measured, refusals, exposures, most]
 
 
 def _privacy(status: NodeStatus) -> list[Family]:

@@ -43,18 +43,20 @@ class Family:
         if value is not None:
             self.samples.append((self.name + suffix, dict(labels), float(value)))
 
-    def lines(self) -> list[str]:
-        """The family as text; nothing without samples."""
+    def lines(self, common: Labels) -> list[str]:
+        """The family as text, ``common`` labels first; nothing without samples."""
         if not self.samples:
             return []
-        by_series = {f"{name}{_labels(labels)}": value for name, labels, value in self.samples}  # none twice
+        by_series = {
+            f"{name}{_labels({**common, **labels})}": value for name, labels, value in self.samples
+        }  # none twice
         written = [f"{series} {_number(value)}" for series, value in by_series.items()]
         return [f"# HELP {self.name} {_escaped(self.meaning)}", f"# TYPE {self.name} {self.kind}", *written]
 
 
-def exposition(families: Iterable[Family]) -> str:
-    """The text of a ``.prom`` file."""
-    return "".join(line + "\n" for family in families for line in family.lines())
+def exposition(families: Iterable[Family], **common: str) -> str:
+    """The text of a ``.prom`` file; ``common`` labels are on every sample: one collector reads many files."""
+    return "".join(line + "\n" for family in families for line in family.lines(common))
 
 
 def _labels(labels: Labels) -> str:

@@ -28,7 +28,8 @@ _SETTINGS: Final = {
 def study_metrics(status: StudyStatus) -> str:
     """The text of ``metrics.prom``."""
     runs = status.runs[-MOST_RUNS:]
-    return exposition([*_of_the_study(status), *_of_the_runs(runs), *_of_the_sites(runs), *_of_privacy(runs)])
+    families = [*_of_the_study(status), *_of_the_runs(runs), *_of_the_sites(runs), *_of_privacy(runs)]
+    return exposition(families, study=status.address)
 
 
 def _of_the_study(status: StudyStatus) -> list[Family]:

@@ -73,8 +73,15 @@ class Window:
 
     def press_ctrl_c(self) -> tuple[int, list[str]]:
         """Interrupt as a terminal does; the exit code and what is left of the family, in words."""
+        return self._send(signal.SIGINT)
+
+    def terminate(self) -> tuple[int, list[str]]:
+        """End it as a service manager does; as ``press_ctrl_c``."""
+        return self._send(signal.SIGTERM)
+
+    def _send(self, number: signal.Signals) -> tuple[int, list[str]]:
         family = self.family()
-        self.process.send_signal(signal.SIGINT)
+        self.process.send_signal(number)
         code = self.process.wait(PATIENCE)
         return code, [str(process) for process in psutil.wait_procs(family, timeout=2.0)[1]]
 

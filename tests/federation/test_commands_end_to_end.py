@@ -31,6 +31,8 @@ from federation.study import load_study, prepare_run
 from instahide.errors import InvalidInputError, RefusedError
 
 from .command_line import instahide, until, window
+from .status.exposition_parser import parse
+from .status.page_reader import PageReader
 from .study_in_windows import StudyInWindows, allow, study_in_windows
 
 pytestmark = [pytest.mark.federated, pytest.mark.timeout(280)]
@@ -42,10 +44,13 @@ MODES = ("plain", "one-view", "ten-views")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StudyInWindows]:
     with study_in_windows(tmp_path_factory.mktemp("windows"), approving=True) as opened:
         yield opened
-        # Ctrl-C in every window, the hospitals' first: all end in order and leave nothing behind.
-        for open_window in (*opened.hospitals.values(), opened.coordinator):
-            assert open_window.press_ctrl_c() == (0, []), open_window.text
-            assert open_window.text.endswith("stopped\n")
+        # Ctrl-C in the hospitals' windows, SIGTERM for the coordinator: all end in order, with nothing left.
+        for hospital in opened.hospitals.values():
+            assert hospital.press_ctrl_c() == (0, []), hospital.text
+            assert hospital.text.endswith("stopped\n")
+        assert opened.coordinator.terminate() == (0, []), opened.coordinator.text
+        assert opened.coordinator.text.endswith("stopped\n")
+        assert "was stopped, in order" in (opened.study / "status.html").read_text()
         assert not (opened.study / "instance.json").exists()
 
 
@@ -117,6 +122,25 @@ def test_status_shows_the_hospitals_and_the_finished_run(study: StudyInWindows) 
         (one["name"], one["rounds"], one["state"]) for one in status["runs"]
     }
     assert status["coordinator"] == "up"
+
+
+@pytest.mark.usefixtures("finished")
+def test_the_status_pages_and_metrics_of_both_sides_show_the_run(study: StudyInWindows) -> None:
+    state = study.root / "st-mary" / "state"
+    assert until(lambda: "2 of 2 online" in (study.study / "status.html").read_text())
+    page = PageReader((study.study / "status.html").read_text())
+    assert "trial-1 finished 2 of 2" in page.text
+    metrics = parse((study.study / "metrics.prom").read_text())
+    rounds = metrics["instahide_run_rounds_total"]
+    assert {dict(one.labels)["run"]: one.value for one in rounds}["trial-1"] == 2
+    assert "instahide_run_epsilon" not in metrics
+    assert until(lambda: "trial-1" in (state / "status.html").read_text())
+    own = parse((state / "metrics.prom").read_text())
+    assert own["instahide_node_connected"][0].value == 1
+    updates = own["instahide_node_updates_total"]
+    assert {dict(one.labels)["run"]: one.value for one in updates}["trial-1"] == 2
+    assert "run trial-1: round 2 done with" in study.coordinator.text
+    assert "run trial-1, round 2: update sent" in study.hospitals["st-mary"].text
 
 
 @pytest.mark.usefixtures("finished")

@@ -77,11 +77,12 @@ def test_runs_refusals_and_exposures_come_from_the_audit_log(folder: NodeFolder,
     values = parse(node_metrics(status))
     assert values["instahide_node_connected"][0].value == 1
     assert values["instahide_node_updates_total"][0].value == 3
-    assert {sample.labels[0][1]: sample.value for sample in values["instahide_node_exposures"]} == {
+    assert {dict(sample.labels)["role"]: sample.value for sample in values["instahide_node_exposures"]} == {
         "own": 360,
         "partner": 90,
-        "largest": 3,
     }
+    assert values["instahide_node_exposures_of_one_image"][0].value == 3
+    assert all(("node", "st-mary") in sample.labels for samples in values.values() for sample in samples)
     assert json.loads(json.dumps(status.to_mapping())) == status.to_mapping()
 
 

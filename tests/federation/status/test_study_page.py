@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -176,7 +177,7 @@ def test_certificates_near_their_end_are_warned_of_at_the_top(tmp_path: Path) ->
 def test_metrics_hold_what_the_events_say(tmp_path: Path) -> None:
     status = status_of(tmp_path)
     values = {
-        (sample.name, *sorted(value for _, value in sample.labels)): sample.value
+        (sample.name, *sorted(value for name, value in sample.labels if name != "study")): sample.value
         for samples in parse(study_metrics(status)).values()
         for sample in samples
     }
@@ -201,3 +202,18 @@ def test_presence_that_nobody_knows_is_no_metric(tmp_path: Path) -> None:
     families = parse(study_metrics(status_of(tmp_path, coordinator=DOWN)))
     assert "instahide_site_online" not in families
     assert families["instahide_coordinator_up"][0].value == 0
+
+
+def test_the_table_of_metrics_in_the_documents_is_complete(tmp_path: Path) -> None:
+    study = make_study(tmp_path / "study")
+    folder = write_events(study, "trial-1", events_of_a_run(3, **CLIENT))
+    charge(folder, 3, noise_multiplier=5.0)
+    write_audit(folder, "round-1/membership", 0.6)
+    watch = StudyWatch(study)
+    watch.read_events()
+    written = parse(study_metrics(watch.status(NOW, coordinator=UP, presence={100: "online"})))
+    kinds = re.findall(r"# TYPE (\S+) (\S+)", study_metrics(watch.status(NOW, coordinator=UP, presence={})))
+    document = Path(__file__).parents[3] / "federation" / "coordinator" / "README.md"
+    table = document.read_text().split("<!-- metrics")[1].split("<!-- end of metrics")[0]
+    assert set(re.findall(r"^\| `(\w+)` \| (\w+) \|", table, flags=re.MULTILINE)) == set(kinds)
+    assert set(written) == {name for name, _ in kinds}
