@@ -22,6 +22,7 @@ from ..messages import one_line
 
 SERVICE_FILE: Final = "service.json"
 CONNECTING, CONNECTED, RETRYING, DOWN = "connecting", "connected", "retrying", "down"
+UNKNOWN: Final = "unknown"
 STATES: Final = (CONNECTING, CONNECTED, RETRYING, DOWN)
 
 
@@ -44,13 +45,16 @@ def write_connection(state_folder: Path, state: str, now: datetime, *, reason: s
 
 
 def read_connection(state_folder: Path) -> Connection:
-    """What was written last, or "down" if its writer is gone."""
+    """What was written last; "down" if its writer is gone, "unknown" where there never was one.
+
+    Worker and relay that were started apart, as two services, have none.
+    """
     try:
         table: Any = json.loads((state_folder / SERVICE_FILE).read_text(encoding="utf-8"))
         state, since, reason = (str(table[key]) for key in ("state", "since", "reason"))
         pid, started = int(table["pid"]), float(table["started"])
     except FileNotFoundError:
-        return Connection(state=DOWN)
+        return Connection(state=UNKNOWN, reason="`instahide node start` was never used here")
     except (OSError, ValueError, KeyError, TypeError):
         return Connection(state=DOWN, reason=f"{SERVICE_FILE} cannot be read")
     if not _is_alive(pid, started):

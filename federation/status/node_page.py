@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from instahide.html_page import heading, page, paragraph, table
 
-from .connection import CONNECTED
+from .connection import CONNECTED, UNKNOWN
 from .node_status import LISTENING, NodeStatus
 from .page_parts import (
     REFRESH_SECONDS,
@@ -52,6 +52,9 @@ def node_page(status: NodeStatus) -> str:
 def _service(status: NodeStatus) -> str:
     if status.worker != LISTENING:
         return paragraph("The site worker is down: `instahide node start`.", kind="warning")
+    if status.connection.state == UNKNOWN:
+        words = "The site worker is up. Whether its relay is connected, the relay's own log says."
+        return paragraph(words)
     if status.connection.state != CONNECTED:
         reason = f": {outside(status.connection.reason)}" if status.connection.reason else ""
         return paragraph(

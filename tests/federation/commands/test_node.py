@@ -121,7 +121,7 @@ def test_status_of_a_node_that_is_down_fails_and_still_tells(
     output = capsys.readouterr()
     facts = json.loads(output.out)
     assert (facts["worker"], facts["joined"], facts["ready"]) == ("down", False, {})
-    assert facts["connection"]["state"] == "down"
+    assert facts["connection"]["state"] == "unknown"  # it never served
     assert f"hint: instahide node start {node}" in output.err
 
 

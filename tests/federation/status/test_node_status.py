@@ -19,6 +19,7 @@ from federation.status.connection import (
     CONNECTING,
     DOWN,
     RETRYING,
+    UNKNOWN,
     Connection,
     read_connection,
     write_connection,
@@ -89,10 +90,17 @@ def test_runs_refusals_and_exposures_come_from_the_audit_log(folder: NodeFolder,
 def test_a_node_that_is_down_shows_what_its_files_know(folder: NodeFolder, log: AuditLog) -> None:
     serve_rounds(log, "trial-1", 1)
     status = NodeWatch(folder).status(NOW)
-    assert (status.worker, status.connection.state) == ("down", "down")
+    assert (status.worker, status.connection.state) == ("down", UNKNOWN)
     assert status.records.updates_sent == 1
     assert "The site worker is down" in PageReader(node_page(status)).text
     assert parse(node_metrics(status))["instahide_node_worker_up"][0].value == 0
+
+
+def test_a_worker_whose_relay_is_another_service_is_no_fault(folder: NodeFolder) -> None:
+    with listening_worker(folder):
+        status = NodeWatch(folder).status(NOW)
+    text = PageReader(node_page(status)).text
+    assert "Whether its relay is connected, the relay's own log says." in text
 
 
 def test_hostile_words_of_a_coordinator_stay_words(folder: NodeFolder, log: AuditLog) -> None:
@@ -140,7 +148,7 @@ def test_damaged_files_become_notes(folder: NodeFolder) -> None:
 
 
 def test_the_connection_is_known_while_its_writer_lives(folder: NodeFolder) -> None:
-    assert read_connection(folder.state) == Connection(state=DOWN)
+    assert read_connection(folder.state).state == UNKNOWN
     write_connection(folder.state, CONNECTED, NOW)
     assert read_connection(folder.state) == Connection(state=CONNECTED, since="2026-11-26T09:00:00Z")
     program = (
