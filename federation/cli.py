@@ -28,6 +28,7 @@ from .commands import (
     demo,
     encode,
     evaluate_kernel,
+    export,
     inspect,
     log,
     node,
@@ -61,6 +62,7 @@ app.command("encode")(encode.encode)
 app.command("inspect")(inspect.inspect)
 app.command("train")(train.train)
 app.command("evaluate-kernel")(evaluate_kernel.evaluate_kernel)
+app.command("export")(export.export)
 app.add_typer(attack.app, name="attack")
 app.add_typer(dataset.app, name="dataset")
 app.add_typer(coordinator.app, name="coordinator")

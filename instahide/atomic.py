@@ -85,3 +85,25 @@ def sync_folder(folder: str | os.PathLike[str]) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     with first_error_wins(lambda: os.close(descriptor)):
         os.fsync(descriptor)
+
+
+@contextmanager
+def atomic_folder(path: str | os.PathLike[str], *, mode: int = 0o755) -> Iterator[Path]:
+    """A temporary folder beside ``path``; on a clean exit it becomes ``path``, else it goes.
+
+    ``path`` must not be there, or be an empty folder; the rename fails with OSError otherwise.
+    """
+    target = Path(path)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+    try:
+        yield temporary
+        for written in temporary.iterdir():
+            with written.open("rb") as file:
+                os.fsync(file.fileno())
+        sync_folder(temporary)
+        temporary.chmod(mode)
+        temporary.replace(target)
+        sync_folder(target.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise

@@ -55,6 +55,21 @@ def load_model(path: str | os.PathLike[str]) -> ImageClassifier:
     return _model(path, tensors, content).eval()
 
 
+def load_model_and_notes(path: str | os.PathLike[str]) -> tuple[ImageClassifier, dict[str, Any]]:
+    """A finished model as by ``load_model``, and the notes it was saved with.
+
+    Raises:
+        InvalidInputError: no such file, or a run that is not finished.
+        IntegrityError: as for ``load_model``.
+    """
+    tensors, content = _load(path)
+    if "state" in content:
+        raise InvalidInputError(
+            f"{Path(path).name} is a checkpoint of a run under way", hint="finish the run: --resume"
+        )
+    return _model(path, tensors, content).eval(), dict(content.get("notes", {}))
+
+
 def save_checkpoint(
     path: str | os.PathLike[str],
     model: ImageClassifier,

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,11 +60,14 @@ def train_in_folder(
     *,
     resume: bool = False,
     initialization_seed: int = 0,
+    notes: Mapping[str, Any] | None = None,
     on_step: Callable[[int, int, float], None] | None = None,
     on_epoch: Callable[[EpochRecord], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> FolderRun:
     """Train the model of ``spec``, leaving the files above in ``folder``.
+
+    ``notes`` are JSON values about the data (class names, encoding) that are kept with the finished model.
 
     Raises:
         InvalidInputError: the folder holds a run already and ``resume`` is false; there is nothing
@@ -92,7 +95,7 @@ def train_in_folder(
     if result.interrupted:
         save_checkpoint(folder / CHECKPOINT_FILE, model, config, result.state, records)
     else:
-        save_model(folder / MODEL_FILE, model, training=config.to_dict())
+        save_model(folder / MODEL_FILE, model, training=config.to_dict(), **(notes or {}))
         (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
         write_training_curve(folder / "training_curve.png", records)
     return FolderRun(model, config, records, result.interrupted, resumed_after)

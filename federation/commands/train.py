@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from instahide.encoder_config import EncoderConfig
     from instahide.evaluation import EvaluationReport
     from instahide.images import ImageSet
+    from instahide.manifest import Manifest
     from instahide.training import EpochRecord
     from instahide.training_job import FolderRun
 
@@ -150,6 +151,7 @@ def train(
             source.training_data,
             config,
             resume=resume,
+            notes=source.notes(),
             on_step=on_step,
             on_epoch=on_epoch,
             should_stop=stopped.is_set,
@@ -179,7 +181,7 @@ class _Source:
         how: dict[str, Any],
     ) -> None:
         from instahide.errors import InvalidInputError
-        from instahide.storage import load_encoded
+        from instahide.storage import EncodedFolder, load_encoded
 
         is_encoded = (path / "manifest.json").is_file()
         if is_encoded and law is not None:
@@ -188,9 +190,11 @@ class _Source:
             raise InvalidInputError("--public does nothing on plain images", hint="add --encode")
         self.law: EncoderConfig | None
         self.data: EncodedDataset | ImageSet
+        self.manifest: Manifest | None = None
         if is_encoded:
             self.data = encoded = load_encoded(path)
             self.kind, self.law = "encodings", encoded.config
+            self.manifest = EncodedFolder(path).manifest
         else:
             self.data = plain = _load(path, None, how)
             self.kind, self.law = "plain images", law
@@ -204,6 +208,19 @@ class _Source:
             self.training_data = self.encoder.encode_epoch
         elif is_encoded and self.test is not None:
             self.encoder = self._encoder(self.test)
+
+    def notes(self) -> dict[str, Any]:
+        """What is kept with the model: class names, and what it was trained on."""
+        facts: dict[str, Any] = {
+            "kind": self.kind,
+            "num_images": len(self.data),
+            "law": None if self.law is None else self.law.to_dict(),
+            "scheme": None if self.law is None else "inside" if self.public is None else "cross",
+            "epochs_released": None,
+        }
+        if self.manifest is not None:
+            facts |= {"scheme": self.manifest.scheme, "epochs_released": self.manifest.epochs}
+        return {"class_names": list(self.data.class_names or ()), "data": facts}
 
     def evaluate(self, model: Any, num_views: int) -> EvaluationReport | None:
         """The inference modes that can be measured; None without test images."""

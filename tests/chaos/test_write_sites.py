@@ -49,6 +49,7 @@ SWEPT = {
 # One whole file through instahide.atomic, written anew by running the same verb again.
 ONE_WHOLE_FILE = {
     "federation/commands/attack/shared.py",
+    "federation/commands/export.py",  # a whole folder at once: instahide.atomic.atomic_folder
     "federation/commands/theory/shared.py",
     "federation/demo/hospitals.py",
     "federation/demo/report.py",

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from instahide.atomic import (
+    atomic_folder,
     atomic_path,
     atomic_write_bytes,
     atomic_write_text,
@@ -104,3 +105,25 @@ def test_of_a_block_that_fails_nothing_is_left_but_what_was_there(tmp_path: Path
     with nothing_left_on_error(tmp_path / "whole"):
         (tmp_path / "whole").mkdir()
     assert (tmp_path / "whole").exists()
+
+
+def make_folder(path: Path, error: BaseException | None = None) -> None:
+    with atomic_folder(path) as folder:
+        (folder / "a").write_text(path.name)
+        assert folder.parent == path.parent
+        if error is not None:
+            raise error
+
+
+def test_a_folder_is_whole_or_not_there(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for name in ("new", "empty"):
+        make_folder(tmp_path / name)
+        assert (tmp_path / name / "a").read_text() == name
+    with pytest.raises(KeyboardInterrupt):
+        make_folder(tmp_path / "other", KeyboardInterrupt())
+    (tmp_path / "new" / "a").write_text("kept")
+    with pytest.raises(OSError, match="not empty"):
+        make_folder(tmp_path / "new")
+    assert (tmp_path / "new" / "a").read_text() == "kept"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "new"]
