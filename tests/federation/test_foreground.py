@@ -6,8 +6,8 @@ import io
 import os
 import re
 import signal
-import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,18 +15,21 @@ import pytest
 from federation.foreground import foreground
 
 from .manager_socket import manager_socket
+from .signals import SendSoon, harmless_signals
 
 STAMP = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ "
 
 
-def send(number: signal.Signals) -> None:
-    """The signal, to this process, while the main thread is at work."""
-    threading.Timer(0.1, os.kill, (os.getpid(), number)).start()
+@pytest.fixture(autouse=True)
+def send() -> Iterator[SendSoon]:
+    """Sends a signal to this process while the main thread is at work."""
+    with harmless_signals() as send_soon:
+        yield send_soon
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_a_service_that_is_up_in_order(
-    number: signal.Signals, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    number: signal.Signals, send: SendSoon, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)]
     with manager_socket(tmp_path) as systemd:
@@ -42,7 +45,9 @@ def test_a_signal_ends_a_service_that_is_up_in_order(
     assert [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)] == before
 
 
-def test_sigterm_while_it_starts_ends_it_in_order_too(capsys: pytest.CaptureFixture[str]) -> None:
+def test_sigterm_while_it_starts_ends_it_in_order_too(
+    send: SendSoon, capsys: pytest.CaptureFixture[str]
+) -> None:
     cleaned_up = False
     with foreground({}) as service:
         service.starting("starting", seconds=60)
@@ -57,8 +62,7 @@ def test_sigterm_while_it_starts_ends_it_in_order_too(capsys: pytest.CaptureFixt
     assert capsys.readouterr().out.endswith("stopped\n")
 
 
-def test_ctrl_c_while_it_starts_interrupts_the_start() -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+def test_ctrl_c_while_it_starts_interrupts_the_start(send: SendSoon) -> None:
     send(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), foreground({}):
         time.sleep(30.0)
@@ -95,6 +99,7 @@ def test_signs_of_life_go_on_during_long_work_but_not_for_ever(tmp_path: Path) -
             systemd.receive()
             with service.busy(60.0):
                 assert systemd.receive() == {"WATCHDOG": "1"}
+            systemd.is_empty()  # takes away what came meanwhile
             with service.busy(0.0):
                 time.sleep(1.0)
                 assert systemd.is_empty()

@@ -20,12 +20,19 @@ from federation.status.files import METRICS, PAGE
 from instahide.errors import FederationError
 
 from ..manager_socket import ManagerSocket, manager_socket
+from ..signals import SendSoon, harmless_signals
 from ..status.exposition_parser import parse
 from ..status.node_files import make_node, open_site_log, serve_rounds
 from ..status.page_reader import PageReader
 from ..status.study_files import events_of_a_run, make_study, write_events
 
-WITHIN = 30.0
+WITHIN = 120.0
+
+
+@pytest.fixture(autouse=True)
+def send() -> Iterator[SendSoon]:
+    with harmless_signals() as send_soon:
+        yield send_soon
 
 
 @pytest.fixture
@@ -57,7 +64,7 @@ class Other(threading.Thread):
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.join(WITHIN)
+        self.join()  # every wait in it has an end
         if self.problem is not None:
             raise self.problem
 
