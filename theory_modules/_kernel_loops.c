@@ -126,12 +126,14 @@ BY_HALF(v8d, __m256d, double_larger_v3, _mm256_max_pd)
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512vl,avx512dq,avx512bw,avx2,fma")
 #define MACHINE v4_
+#define TWO_VECTOR_SHUFFLE
 #define SINGLE_ROOT(u) ((v16f)_mm512_sqrt_ps((__m512)(u)))
 #define DOUBLE_ROOT(u) ((v8d)_mm512_sqrt_pd((__m512d)(u)))
 #define SINGLE_LARGER(a, b) ((v16f)_mm512_max_ps((__m512)(a), (__m512)(b)))
 #define DOUBLE_LARGER(a, b) ((v8d)_mm512_max_pd((__m512d)(a), (__m512d)(b)))
 #include "_kernel_types.h"
 #undef MACHINE
+#undef TWO_VECTOR_SHUFFLE
 #pragma GCC pop_options
 #endif
 

@@ -187,6 +187,10 @@ class _Filler:
         self._row_norms = rows.norm.to(out.dtype)
         self._column_norms = columns.norm.to(out.dtype)
         self._in_c = has_loops() and out.device.type == "cpu"
+        self._upper = torch.ones(_TILE_ROWS, _TILE_ROWS, dtype=torch.bool, device=out.device).triu()
+        one = torch.ones(1, dtype=torch.float64)
+        equal = Start(torch.zeros_like(one), torch.zeros_like(one, dtype=torch.bool), one, one)
+        self._at_equality = float(tangent_kernel(equal, law.depth, law.fixed, bias=0.0))  # f(1)
 
     def all(self, tiles: list[tuple[int, int, int, int]]) -> None:
         function = self._law.function
@@ -205,12 +209,14 @@ class _Filler:
             places = self._evaluate(tile, function, loops, i0, j0)
             if len(places):
                 i, j = places // (j1 - j0) + i0, places % (j1 - j0) + j0
-                coarse.append(i * self._out.shape[1] + j)
+                apart = i != j if self._symmetric else slice(None)  # the diagonal is known: _equal_pairs
+                coarse.append((i * self._out.shape[1] + j)[apart])
             if sum(len(part) for part in coarse) > _PAIRS_AT_A_TIME:
                 self._repair(torch.cat(coarse))
                 coarse = []
             if self._symmetric:
                 self._mirror(tile, i0, i1, j0, j1)
+                self._equal_pairs(max(i0, j0), min(i1, j1))
         if coarse:
             self._repair(torch.cat(coarse))
 
@@ -242,12 +248,19 @@ class _Filler:
             if self._symmetric:
                 self._out[j, i] = exact
 
+    def _equal_pairs(self, first: int, last: int) -> None:
+        """The diagonal from ``first`` to ``last``: K(x, x) = ‖x‖² f(1)."""
+        if first < last:
+            squares = self._rows.norm[first:last].square()
+            self._out[first:last, first:last].diagonal().copy_(squares * self._at_equality)
+
     def _mirror(self, tile: torch.Tensor, i0: int, i1: int, j0: int, j1: int) -> None:
         """The tile's transpose below the diagonal; above it for the part that lies on it."""
         inside = min(i1, j1)
         if j0 < inside:
             square = tile[j0 - i0 : inside - i0, : inside - j0]
-            square.copy_(square.triu() + square.triu(1).T)
+            kept = self._upper[: len(square), : len(square)]
+            square.copy_(torch.where(kept, square, square.T))
         if j1 > i1:
             first = max(i1, j0)
             above, below = tile[:, first - j0 :], self._out[first:j1, i0:i1]
