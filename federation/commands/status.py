@@ -26,6 +26,8 @@ WATCH = typer.Option(
 )
 EVERY = typer.Option(2.0, min=0.2, help="Seconds between two looks with --watch.")
 
+DOWN_IN_WORDS = "the coordinator is down: "
+
 Look = Callable[[], tuple["RenderableType", dict[str, Any], InstaHideError | None]]
 """One look: for a terminal, as JSON values, and what is wrong, if anything is."""
 
@@ -59,7 +61,7 @@ def coordinator_status(
             datetime.now(UTC),
             coordinator=UP if problem is None else DOWN,
             presence=presence,
-            down_reason="" if problem is None else problem.message,
+            down_reason="" if problem is None else problem.message.removeprefix(DOWN_IN_WORDS),
         )
         return study_in_terminal(status), status.to_mapping(), problem
 
@@ -73,7 +75,7 @@ def coordinator_status(
             return None, error
         except InstaHideError as error:
             hint = f"start it: instahide coordinator start {study}"
-            return None, FederationError(f"the coordinator is down: {error.message}", hint=hint)
+            return None, FederationError(DOWN_IN_WORDS + error.message, hint=hint)
 
     _show(look, watch, every, output)
 

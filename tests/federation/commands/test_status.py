@@ -68,7 +68,7 @@ def test_down_in_json_is_one_document_and_the_same_exit_code(
     assert run(["coordinator", "status", str(study), "--format", "json"]) == 5
     facts = json.loads(capsys.readouterr().out)
     assert facts["coordinator"] == "down"
-    assert "no coordinator is running" in facts["down-reason"]
+    assert facts["down-reason"] == f"no coordinator is running in {study}"
     assert {site["status"] for site in facts["sites"]} == {"unknown"}
     [shown] = facts["runs"]
     assert (shown["rounds"], shown["planned-rounds"], shown["state"]) == (3, 10, "interrupted")
