@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,8 @@ from instahide.errors import FederationError
 from .console import OutputFormat, print_json
 
 if TYPE_CHECKING:
-    from ..doctor import Check, Report
+    from ..doctor import Check, Outcome, Report
+    from ..node_folder import NodeFolder
 
 FORMAT = typer.Option(OutputFormat.text, "--format", help="text for people, json for programs.")
 WAIT = typer.Option(8.0, min=1.0, help="Seconds after which checks that hang are given up.")
@@ -21,6 +23,11 @@ WAIT = typer.Option(8.0, min=1.0, help="Seconds after which checks that hang are
 def node_doctor(
     node: Path = typer.Argument(..., help="The node's folder.", show_default=False),
     data: bool = typer.Option(True, "--data/--no-data", help="Read the images once, as the worker would."),
+    dry_run: bool = typer.Option(
+        False,
+        "--dry-run",
+        help="Serve a round on made-up images, too: up to a minute, nothing is charged.",
+    ),
     wait: float = WAIT,
     output: OutputFormat = FORMAT,
 ) -> None:
@@ -30,12 +37,26 @@ def node_doctor(
     to do. It needs neither the worker nor the coordinator to be up. Exit code 0
     if no check failed, else 5; 2 if the folder holds no node.
 
-    Example: instahide node doctor st-mary/
+    With --dry-run a second site worker serves one round on made-up images of this
+    site's shape: its policy, encoding, training and audit log, with stand-ins for
+    the other sites. It has a temporary folder of its own; nothing of the site's
+    ledgers, plans or audit log is touched.
+
+    Example: instahide node doctor st-mary/ --dry-run
     """
     from ..doctor.node import node_checks
     from ..node_folder import NodeFolder
 
-    _examine(node_checks(NodeFolder(node.resolve()), read_data=data), wait, output)
+    folder = NodeFolder(node.resolve())
+    checks = node_checks(folder, read_data=data)
+    _examine(checks, wait, output, more=(lambda: _dry_run(folder, wait)) if dry_run else None)
+
+
+def _dry_run(folder: NodeFolder, wait: float) -> list[tuple[str, Outcome]]:
+    from ..doctor.dry_run import SECONDS
+    from ..doctor.dry_run import dry_run as carry_out
+
+    return carry_out(folder, within=max(SECONDS, wait))
 
 
 def coordinator_doctor(
@@ -57,11 +78,19 @@ def coordinator_doctor(
     _examine(coordinator_checks(load_study(study)), wait, output)
 
 
-def _examine(checks: list[Check], wait: float, output: OutputFormat) -> None:
-    """Run the checks, show them, and fail as the federation would if one of them failed."""
-    from ..doctor import State, run_checks
+def _examine(
+    checks: list[Check],
+    wait: float,
+    output: OutputFormat,
+    *,
+    more: Callable[[], list[tuple[str, Outcome]]] | None = None,
+) -> None:
+    """Run the checks, then ``more``; show them, and fail as the federation would if one failed."""
+    from ..doctor import Report, State, run_checks
 
     report = run_checks(checks, within=wait)
+    if more is not None:
+        report = Report((*report.rows, *more()))
     problems = report.names(State.failed)
     if output is OutputFormat.json:
         print_json({"ok": not problems, "checks": report.to_list()})

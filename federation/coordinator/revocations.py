@@ -61,7 +61,7 @@ class RevokedNodes:
         self._stamp: tuple[int, int, int] | None = None
         self._ids: frozenset[int] = frozenset()
 
-    def __contains__(self, node_id: int) -> bool:
+    def __contains__(self, node_id: object) -> bool:
         self._look()
         return node_id in self._ids
 

@@ -94,7 +94,7 @@ def run_checks(checks: Sequence[Check], *, within: float = DEFAULT_SECONDS) -> R
     outcomes: list[Outcome | None] = [None] * len(checks)
 
     def look(index: int) -> None:
-        outcomes[index] = _outcome(checks[index])
+        outcomes[index] = outcome_of(checks[index])
 
     # Daemons: Python does not wait for them when the command ends.
     threads = [threading.Thread(target=look, args=(index,), daemon=True) for index in range(len(checks))]
@@ -112,7 +112,8 @@ def run_checks(checks: Sequence[Check], *, within: float = DEFAULT_SECONDS) -> R
     )
 
 
-def _outcome(check: Check) -> Outcome:
+def outcome_of(check: Check) -> Outcome:
+    """What a check saw; an error it raises is an outcome, too."""
     try:
         return check.look()
     except InstaHideError as error:

@@ -75,6 +75,8 @@ ONE_WHOLE_FILE = {
 # Writes something else than a file that is kept.
 NOT_KEPT = {
     "federation/cli.py": "standard output",
+    "federation/doctor/dummy_site.py": "a folder of its own, gone when the dry run ends",
+    "federation/doctor/rehearsal.py": "in the same",
     "federation/simulation.py": "a study in one process, done anew from the start",
     "federation/site/listener.py": "a lock",
     "federation/supervision.py": "logs of child processes",
