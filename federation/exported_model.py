@@ -129,30 +129,41 @@ def _of_run(folder: Path) -> FinishedModel:
     plan = _from_audit_log(folder, config.run_name, digest)
     model = _model(folder, config)
     rows = _rows(folder)
+    try:
+        facts = _facts_of_run(config, started, finished, rows)
+        facts |= {"plan-sha256": plan, "differential-privacy": privacy_of_run(config, folder, rows, model)}
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        if isinstance(error, InstaHideError):
+            raise
+        raise _damaged(folder / METRICS_FILE, error) from error
+    return FinishedModel(model, config.class_names, True, facts)
+
+
+def _facts_of_run(
+    config: RunConfig, started: Mapping[str, Any], finished: Mapping[str, Any], rows: list[dict[str, Any]]
+) -> dict[str, Any]:
     num_rounds = int(finished.get("rounds", 0))
-    facts = {
+    return {
         "name": config.run_name,
         "origin": f"federated training, {num_rounds} rounds, ended {finished.get('time', NOT_RECORDED)}",
         "data": _sites(started, rows, config),
-        "accuracy": _accuracy_of_run(rows, num_rounds),
+        "accuracy": _accuracy_of_run(rows, num_rounds, finished["measured"]),
         "encoding": encoding_section(_law(config)),
-        "differential-privacy": privacy_of_run(config, folder, rows, model),
-        "plan-sha256": plan,
         "schedule": _schedule(
             config.to_mapping(), f"{config.local_epochs} epochs in each of {num_rounds} rounds"
         ),
         "settings": _shown_settings(config),
     }
-    return FinishedModel(model, config.class_names, True, facts)
 
 
 def _ends(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The last ``run-started`` and the ``run-finished`` after it."""
+    """The last ``run-started`` and the ``run-finished`` after it, which is given the last ``measured``."""
     from .coordinator.events import read_events
 
     try:
         events = read_events(folder / EVENTS_FILE)
         ends = [event for event in events if event["event"] in ("run-started", "run-finished", "run-failed")]
+        measured = [event["metrics"] for event in events if event["event"] == "evaluation-finished"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(folder / EVENTS_FILE, error) from error
     if not ends or ends[-1]["event"] != "run-finished":
@@ -163,7 +174,7 @@ def _ends(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     started = [event for event in ends if event["event"] == "run-started"]
     if not started:
         raise _damaged(folder / EVENTS_FILE, ValueError("no run-started"))
-    return started[-1], ends[-1]
+    return started[-1], {**ends[-1], "measured": measured[-1] if measured else {}}
 
 
 def _config(started: Mapping[str, Any]) -> RunConfig:
@@ -250,9 +261,14 @@ def _sites(started: Mapping[str, Any], rows: list[dict[str, Any]], config: RunCo
     }
 
 
-def _accuracy_of_run(rows: list[dict[str, Any]], num_rounds: int) -> dict[str, Any]:
+def _accuracy_of_run(
+    rows: list[dict[str, Any]], num_rounds: int, measured_last: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Of the last model, from the table; ValueError where the events remember other figures."""
     last = next((row for row in rows if row["round"] == num_rounds), {})
     measured = "evaluate-num-examples" in last
+    if any(last.get(name) != value for name, value in measured_last.items()):
+        raise ValueError("the table and the events differ")
     modes = {
         words: {
             "accuracy": float(last[f"evaluate-accuracy-{mode}"]),

@@ -102,7 +102,7 @@ def render(card: Mapping[str, Any]) -> str:
     shape = " × ".join(str(size) for size in model["image_shape"])
     text = [
         f"# {_cell(card['name'])}",
-        f"`{model['name']}` ({model['num_parameters']:,} parameters), {card['origin']}.",
+        f"`{model['name']}` ({model['num_parameters']:,} parameters), {_cell(card['origin'])}.",
         "## How to use it",
         _usage(card, shape),
         "## Classes",

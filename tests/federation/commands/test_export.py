@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from federation import cli
 from federation.audit_log import AuditLog
@@ -312,6 +314,15 @@ def test_the_audit_log_names_plan_and_model(run: Path, tmp_path: Path, capsys: A
     assert "audit log" in capsys.readouterr().err
 
 
+def test_an_accuracy_made_better_by_hand_is_refused(run: Path, tmp_path: Path, capsys: Any) -> None:
+    copy = shutil.copytree(run, tmp_path / "trial")
+    table = json.loads((copy / "metrics.json").read_text())
+    table["rounds"][-1]["evaluate-accuracy-plain"] = 0.999
+    (copy / "metrics.json").write_text(json.dumps(table))
+    assert export(copy, "--out", tmp_path / "out", "--to", "safetensors") == 4
+    assert "metrics.json is damaged or was edited" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("cut", ["unfinished", "not JSON"])
 def test_a_run_without_a_whole_end_is_no_model(run: Path, tmp_path: Path, cut: str) -> None:
     copy = shutil.copytree(run, tmp_path / "trial")
@@ -385,3 +396,25 @@ def test_numbers_behind_secure_aggregation_are_nobodys(run: Path) -> None:
         ("south", None),
     ]
     assert "no hospital's own number" in found["note"]
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    name=st.sampled_from(["metrics.json", "events.jsonl", "model.safetensors"]),
+    place=st.integers(0, 10**6),
+    piece=st.sampled_from(["", "0", '"', "-1e999", "null", "[", "NaN", "{}"]),
+    length=st.integers(0, 12),
+)
+def test_records_edited_by_hand_are_used_or_refused_and_nothing_else(
+    run: Path, tmp_path: Path, name: str, place: int, piece: str, length: int
+) -> None:
+    copy = tmp_path / "trial"
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.rmtree(tmp_path / "out", ignore_errors=True)
+    shutil.copytree(run, copy)
+    data = (copy / name).read_bytes()
+    start = place % len(data)
+    (copy / name).write_bytes(data[:start] + piece.encode() + data[start + length :])
+    code = export(copy, "--out", tmp_path / "out", "--to", "safetensors")
+    assert code in (0, 2, 4)
+    assert (tmp_path / "out").exists() == (code == 0)
