@@ -285,6 +285,13 @@ class RunConfig(TrainingSettings):
     poll_interval: float = setting(
         0.1, float, "seconds between two looks for replies", minimum=0.01, maximum=10.0
     )
+    fraction_train: float = setting(
+        1.0,
+        float,
+        "share of the sites that are there that trains in a round, drawn anew each round",
+        minimum=1e-4,
+        maximum=1.0,
+    )
     strategy: str = setting("fedavg", str, "rule that combines the sites' updates", choices=STRATEGIES)
     server_learning_rate: float = setting(
         0.1, float, "FedAdam's step size (eta; Reddi et al. 2021)", minimum=1e-8, maximum=100.0
@@ -347,6 +354,11 @@ class RunConfig(TrainingSettings):
                 f"secure-aggregation hides single updates, and strategy {self.strategy} must see each one",
                 hint="choose: strategy fedavg, fedprox or fedadam hides the sites' updates from the "
                 f"coordinator; secure-aggregation false lets {self.strategy} bound what a bad site can do",
+            )
+        if self.secure_aggregation and self.fraction_train < 1.0:
+            raise InvalidInputError(
+                f"fraction-train is {self.fraction_train:g}, but a hidden sum takes most of the roster",
+                hint="set fraction-train to 1, or secure-aggregation to false",
             )
         if self.secure_aggregation and self.max_update_norm and self.over_norm != "clip":
             raise InvalidInputError(

@@ -22,10 +22,16 @@ is no failed attempt.
 
 When a round stays below its quorum it is tried again on the same weights. The good updates are
 kept, since a site that trained again would expose its data a second time for nothing.
+
+With ``fraction-train`` f below 1, max(minimum-sites, ⌈f · n⌉) of the n sites that are there train in a
+round, a uniform sample drawn anew from the operating system's randomness; when the round is tried
+again, others take the places of those that did not answer. The last model is measured by everybody.
 """
 
 from __future__ import annotations
 
+import math
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +39,7 @@ from typing import Any
 from instahide.errors import FederationError
 
 from ..config import RunConfig
-from ..messages import APPROVAL, Refusal, RoundRequest, SiteReply, one_line
+from ..messages import APPROVAL, TRAIN, Refusal, RoundRequest, SiteReply, one_line
 from ..packing import arrays_sha256
 from .events import Events
 from .grid import Clock, GridReply, RoundGrid
@@ -77,6 +83,7 @@ class Collector:
         self._owed: dict[str, Owed] = {}
         self._answered: set[str] = set()
         self._good: dict[int, Update] = {}
+        self._drawn: set[int] = set()  # who trains in this round, where not everybody does
         self._lost: dict[int, str] = {}  # node id → why it did not count in this attempt
         self._undecided: set[int] = set()  # nodes whose site has not approved the plan yet
         self._told_undecided: set[int] = set()  # those whose refusal is in the events of this request
@@ -172,6 +179,7 @@ class Collector:
 
     def _begin(self, request: RoundRequest) -> None:
         self._request, self._good, self._lost = request, {}, {}
+        self._drawn.clear()
         self._undecided.clear()
         self._told_undecided.clear()
         self._answered.clear()
@@ -201,8 +209,26 @@ class Collector:
                 self._lose(node_id, "site-failed", "the request could not be handed to the network")
 
     def _orders(self, request: RoundRequest) -> Mapping[int, RoundRequest]:
-        """Who may be asked, and with what: everybody with the same."""
-        return dict.fromkeys(self._known_online(), request)
+        """Who may be asked, and with what: everybody, or those drawn for this round, with the same."""
+        online = self._known_online()
+        if request.kind != TRAIN or self._config.fraction_train == 1.0:
+            return dict.fromkeys(online, request)
+        busy = {owed.node_id for owed in self._owed.values() if owed.request is not request}
+        return dict.fromkeys(self._sample(set(online) - busy), request)
+
+    def _sample(self, here: set[int]) -> set[int]:
+        """The round's sample of the sites ``here``; who is undecided or has answered keeps its place."""
+        wanted = max(self._quorum, math.ceil(self._config.fraction_train * len(here)))
+        failed = self._lost.keys() - self._undecided
+        self._drawn = {node for node in self._drawn if node in here and node not in failed} | set(self._good)
+        for pool in (
+            here - self._drawn - failed,
+            here & failed,
+        ):  # who failed is asked again only for want of others
+            missing = min(wanted - len(self._drawn), len(pool))
+            if missing > 0:
+                self._drawn |= set(secrets.SystemRandom().sample(sorted(pool), missing))
+        return self._drawn
 
     @property
     def _lifetime(self) -> float:
@@ -363,6 +389,8 @@ class Collector:
 
     def _who_is_absent(self, here: set[int]) -> str:
         absent = ", ".join(self._absent(here)) or "others"
+        revoked = self._book.names(set(self._book.sites) - self._book.expected())
+        absent += f"; revoked: {', '.join(revoked)}" if revoked else ""
         return (
             f"{len(here)} of the {self._quorum} sites needed are there after "
             f"{self._config.start_deadline:g} s; absent: {absent}"

@@ -393,3 +393,57 @@ def test_weights_that_are_not_there_or_not_usable_are_named(tmp_path):
 def test_no_evaluation_is_asked_for_when_it_is_switched_off(tmp_path):
     _, grid, _ = run(prepare(tmp_path, evaluate=False, num_server_rounds=1))
     assert {request.kind for _, _, request in grid.sent} == {TRAIN}
+
+
+# --- a share of the sites a round ---------------------------------------------------------------------
+
+TEN = {node: f"site-{node}" for node in range(11, 21)}
+
+
+def asked_by_round(grid):
+    trained = [(request.server_round, node) for _, node, request in grid.sent if request.kind == TRAIN]
+    return [{node for number, node in trained if number == each} for each in sorted(dict(trained))]
+
+
+def test_a_share_of_the_sites_trains_each_round_and_all_measure_the_last_model(tmp_path):
+    """40 rounds of 3 in 10: a site that is never drawn would be one in 1,000,000 per site (0.7^40 = 6e-7)."""
+    config = prepare(tmp_path, TEN, num_server_rounds=40, fraction_train=0.25, evaluate=True)
+    _, grid, _ = run(config, online=dict.fromkeys(TEN, "first"))
+    drawn = asked_by_round(grid)
+    assert [len(sites) for sites in drawn] == [3] * 40
+    assert set().union(*drawn) == set(TEN)
+    assert len({frozenset(sites) for sites in drawn}) > 1
+    assert {node for _, node, request in grid.sent if request.kind == EVALUATE} == set(TEN)
+    assert [row["sites"] for row in events_rows(config)] == [3] * 40
+
+
+def events_rows(config):
+    rows = json.loads((Path(config.run_directory) / "metrics.json").read_text())["rounds"]
+    return [row for row in rows if row["round"] > 0]
+
+
+def test_a_sample_is_never_smaller_than_the_quorum(tmp_path):
+    config = prepare(tmp_path, TEN, num_server_rounds=2, fraction_train=0.1, minimum_sites=4)
+    _, grid, _ = run(config, online=dict.fromkeys(TEN, "first"))
+    assert [len(sites) for sites in asked_by_round(grid)] == [4, 4]
+
+
+def test_others_take_the_places_of_those_that_failed_when_a_round_is_tried_again(tmp_path):
+    """Six of ten answer with errors: attempts go on until four good updates are there."""
+    settings = {"fraction_train": 0.4, "minimum_sites": 4, "max_failed_rounds": 9, "num_server_rounds": 1}
+    config = prepare(tmp_path, TEN, **settings)
+    bad = set(list(TEN)[:6])
+    _, grid, _ = run(
+        config,
+        online=dict.fromkeys(TEN, "first"),
+        behaviour=lambda node, request: "no" if node in bad else honest(node, request),
+    )
+    trained = [node for _, node, request in grid.sent if request.kind == TRAIN]
+    good = [node for node in trained if node not in bad]
+    assert sorted(good) == sorted(set(TEN) - bad)
+    assert [row["sites"] for row in events_rows(config)] == [4]
+
+
+def test_a_share_of_a_hidden_sum_is_refused(tmp_path):
+    with pytest.raises(InvalidInputError, match="hidden sum"):
+        prepare(tmp_path, fraction_train=0.5, secure_aggregation=True)
