@@ -35,6 +35,16 @@ _SCHEMES = {"inside": "inside: all images mixed are private", "cross": "cross: s
 _NOT_A_MODEL = "give the --out of `instahide train`, or a finished run: STUDY/runs/NAME"
 
 
+_UPDATES_SEEN = (
+    "The coordinator saw each hospital's update in the clear in every round. Images, or encodings of them, "
+    "can be reconstructed from updates."
+)
+_SUMS_SEEN = (
+    "Secure aggregation: the coordinator saw sums over hospitals and no single update. A sum shows less of "
+    "each hospital, the more hospitals are in it."
+)
+
+
 @dataclass(frozen=True)
 class FinishedModel:
     """A model and its card's facts; ``facts`` lack what only the export knows (files, audit, versions)."""
@@ -82,6 +92,7 @@ def _of_training(folder: Path) -> FinishedModel:
         if data
         else _unknown_encoding(),
         "differential-privacy": privacy_of_encodings(law, data, model.spec.image_shape, len(names)),
+        "updates": None,
         "plan-sha256": None,
         "schedule": _schedule(training, f"{training.get('epochs', '?')} epochs"),
         "settings": training,
@@ -149,6 +160,7 @@ def _facts_of_run(
         "data": _sites(started, rows, config),
         "accuracy": _accuracy_of_run(rows, num_rounds, finished["measured"]),
         "encoding": encoding_section(_law(config)),
+        "updates": _SUMS_SEEN if config.secure_aggregation else _UPDATES_SEEN,
         "schedule": _schedule(
             config.to_mapping(), f"{config.local_epochs} epochs in each of {num_rounds} rounds"
         ),
@@ -308,7 +320,7 @@ def _schedule(settings: Mapping[str, Any], length: str) -> str:
 
 def _shown_settings(config: RunConfig) -> dict[str, Any]:
     """All settings but this machine's folders, and noise where there is none."""
-    hidden = {"run-directory", "audit-folder", "resume"}
+    hidden = {"run-directory", "audit-folder", "resume", "roster"}  # the last: identity keys of hospitals
     if config.differential_privacy == "none":
         hidden |= {"noise-multiplier", "max-grad-norm", "target-delta", "target-epsilon"}
     return {key: value for key, value in config.to_mapping().items() if key not in hidden}

@@ -115,6 +115,7 @@ def render(card: Mapping[str, Any]) -> str:
         _encoding(card["encoding"]),
         "### Differential privacy",
         _privacy(card["differential-privacy"]),
+        *(["### Updates", card["updates"]] if card["updates"] else []),
         "## What attacks recovered",
         _audit(card["audit"]),
         "## Training",

@@ -279,7 +279,8 @@ def test_a_federated_model_and_what_the_hospitals_told(run: Path, tmp_path: Path
     ]
     assert card["model"]["class_names"] == ["well", "ill"]
     assert card["settings"]["learning-rate"] == 0.05
-    assert "run-directory" not in card["settings"]
+    assert card["settings"].keys() & {"run-directory", "audit-folder", "roster"} == set()
+    assert "saw each hospital's update in the clear" in (tmp_path / "model" / "model_card.md").read_text()
     last = json.loads((run / "metrics.json").read_text())["rounds"][-1]
     plain = card["accuracy"]["modes"]["plain query"]
     assert plain["accuracy"] == last["evaluate-accuracy-plain"]
