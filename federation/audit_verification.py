@@ -22,6 +22,7 @@ from typing import Any, Final
 from instahide.errors import InvalidInputError
 
 from .audit_log import CREATED, FIRST_PREVIOUS, TORN, Record, SignedHead, describe_fragment, parse_line
+from .identity import identity_fingerprint
 
 HEAD_KEY: Final = "audit-head"
 UPDATE_KEY: Final = "update-sha256"
@@ -59,10 +60,15 @@ class ReadLog:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """How two logs agree; ``heads`` is the number of signed heads that were looked up."""
+    """How two logs agree; ``heads`` is the number of signed heads that were looked up.
+
+    ``elsewhere`` counts heads about logs that the owner kept under other identity keys, which the
+    holder recorded when it admitted them: they are in the log that was put aside then, or begun since.
+    """
 
     heads: int
     problems: tuple[str, ...]
+    elsewhere: int = 0
 
 
 @dataclass
@@ -157,23 +163,48 @@ def _complain_of_unexplained(reading: _Reading) -> None:
 def compare_logs(one: ReadLog, other: ReadLog) -> Comparison:
     """Look every head that one log holds of the other up in that other log, both ways."""
     problems: list[str] = []
-    heads = sum(_look_up(holder, owner, problems) for holder, owner in ((one, other), (other, one)))
+    found = [_look_up(holder, owner, problems) for holder, owner in ((one, other), (other, one))]
+    heads, elsewhere = (sum(column) for column in zip(*found, strict=True))
     if not heads:
         problems.append("neither log holds a head of the other: they say nothing about each other")
-    return Comparison(heads=heads, problems=tuple(problems[:MAX_PROBLEMS]))
+    return Comparison(heads=heads, problems=tuple(problems[:MAX_PROBLEMS]), elsewhere=elsewhere)
 
 
-def _look_up(holder: ReadLog, owner: ReadLog, problems: list[str]) -> int:
-    count = 0
+def _look_up(holder: ReadLog, owner: ReadLog, problems: list[str]) -> tuple[int, int]:
+    """How many heads of ``owner`` were looked up, and how many are about another log of its owner."""
+    count, elsewhere = 0, 0
     title = f"the log of {owner.owner.get('name', 'the other side')}"
+    admitted = _identities_admitted(holder, str(owner.owner.get("name")))
+    own = _fingerprint(owner.public_key)
+    was_admitted = own in {identity for _, identity in admitted}
     try:
         for record, head in holder.heads():
             if _is_about(record, head, owner):
+                known = [identity for sequence, identity in admitted if sequence < record.sequence]
+                if was_admitted and head.log != owner.log_id and known and known[-1] != own:
+                    elsewhere += 1
+                    continue
                 count += 1
                 problems.extend(f"{title}: {problem}" for problem in _differences(record, head, owner))
     except InvalidInputError as error:
         problems.append(f"{holder.path.name} holds a head that cannot be read: {error.message}")
-    return count
+    return count, elsewhere
+
+
+def _identities_admitted(holder: ReadLog, name: str) -> list[tuple[int, str]]:
+    """At which record a coordinator admitted the site under which identity key, in order."""
+    return [
+        (record.sequence, str(record.fields.get("identity-key", "")))
+        for record in holder.records
+        if record.event == "site-admitted" and record.fields.get("site") == name
+    ]
+
+
+def _fingerprint(public_key: str) -> str:
+    try:
+        return identity_fingerprint(public_key)
+    except InvalidInputError:
+        return ""
 
 
 def _is_about(record: Record, head: SignedHead, owner: ReadLog) -> bool:

@@ -225,6 +225,7 @@ def worker_process(
 ) -> ManagedProcess:
     """The site worker of this folder, not started yet; logs to ``state/worker.log``."""
     folder.check()
+    folder.state.mkdir(mode=0o700, exist_ok=True)  # before others make it on the way to their own
     command = [sys.executable, "-m", "federation.site.worker", "--config", str(folder.worker_config)]
     return ManagedProcess(
         "site worker",
@@ -263,6 +264,7 @@ def relay_process(folder: NodeFolder, *, threads: int | None = None) -> ManagedP
             f"{folder.path} has not joined a federation yet",
             hint="`instahide node join FOLDER NAME.join.json` with the coordinator's answer",
         )
+    folder.state.mkdir(mode=0o700, exist_ok=True)
     return node_process(folder.node_config, num_threads=threads)
 
 

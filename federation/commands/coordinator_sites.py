@@ -74,8 +74,8 @@ def admit(
     if vouched:
         typer.echo("the request is signed by the keys admitted before: there is nothing to compare")
     else:
-        typer.echo(f"safety number of {asked.name}, which they read out:        {asked.safety_number}")
-        typer.echo(f"safety number of the coordinator, which you read out:  {answer.safety_number}")
+        typer.echo(f"safety number they read out, of {asked.name}: {asked.safety_number}")
+        typer.echo(f"safety number you read out, the coordinator's: {answer.safety_number}")
         typer.echo(f"if theirs is another: instahide coordinator revoke {study} {asked.name}")
     if asked.replaced:
         typer.echo(f"the keys it had are refused from now on; {asked.name} is out until it has joined again")

@@ -57,18 +57,25 @@ def verify(
             for log in logs
             if log.public_key not in keys
         ]
-    heads = None
+    heads, elsewhere = None, 0
     if against is not None:
         comparison = compare_logs(logs[0], logs[1])
         heads, problems = comparison.heads, problems + list(comparison.problems)
+        elsewhere = comparison.elsewhere
     facts = [_facts(log) for log in logs]
     if output is OutputFormat.json:
-        print_json({"logs": facts, "heads-compared": heads, "problems": problems})
+        print_json(
+            {"logs": facts, "heads-compared": heads, "heads-of-other-logs": elsewhere, "problems": problems}
+        )
     else:
         for fact in facts:
             typer.echo(_sentence(fact))
         if heads is not None:
             typer.echo(f"{heads} signed heads looked up in the other log")
+        if elsewhere:
+            typer.echo(
+                f"{elsewhere} more are about logs of the site under other identity keys: compare those"
+            )
         for problem in problems:
             typer.echo(f"wrong: {problem}")
     if problems:

@@ -111,8 +111,8 @@ def join(
     if known:
         typer.echo("the join file is signed by the coordinator joined before: there is nothing to compare")
     else:
-        typer.echo(f"safety number of the coordinator, which they read out: {got.safety_number}")
-        typer.echo(f"safety number of this hospital, which you read out:    {own}")
+        typer.echo(f"safety number they read out, the coordinator's: {got.safety_number}")
+        typer.echo(f"safety number you read out, this hospital's:    {own}")
         typer.echo("if theirs is another, do not start: the join file is not from whom you spoke to")
     typer.echo(
         f"fingerprints: authority {facts['authority-sha256']}, identity key {facts['coordinator-identity']}"

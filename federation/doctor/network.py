@@ -124,8 +124,8 @@ def check_chain(address: Address) -> Outcome:
             return failed("the certificate shown is not valid yet, by this machine's clock", fix=SET_CLOCK)
         return failed(
             f"the certificate shown is not signed by this federation's authority ({error.verify_message})",
-            fix="a firewall that opens TLS must leave this address out; else ask whether the coordinator was "
-            "made anew, compare fingerprints by telephone and join again",
+            fix="a firewall that opens TLS must leave this address out; else the coordinator has a new "
+            "authority: ask for its latest join file, and join again",
         )
 
     return _with_tls(

@@ -10,7 +10,7 @@ import pytest
 
 from federation.audit_log import Record, SignedHead
 from federation.audit_verification import ReadLog, compare_logs, read_log
-from federation.identity import create_identity
+from federation.identity import create_identity, identity_fingerprint
 from tests.federation.audit_logs import open_log
 
 
@@ -121,3 +121,62 @@ def test_heads_of_other_sites_are_left_alone(pair: Pair, tmp_path: Path) -> None
     head = south.sign(south.append("update-sent")).to_text()
     pair.coordinator.append("site-replied", site="south", audit_head=head)
     assert pair.problems() == []
+
+
+# --- a site that exchanged its identity key ---------------------------------------------------------
+
+
+class TwoKeys(Pair):
+    """A site whose first log was put aside when its identity key was exchanged, then rounds went on."""
+
+    def __init__(self, folder: Path, *, told: bool = True) -> None:
+        super().__init__(folder, rounds=0)
+        self.folder = folder
+        self.coordinator.append("site-admitted", site="north", identity_key=self.identity(self.site_folder))
+        for server_round in (1, 2):
+            self.exchange(server_round)
+        self.old_folder, self.site_folder = self.site_folder, folder / "site after"
+        self.site = open_log(self.site_folder)
+        if told:
+            self.coordinator.append(
+                "site-admitted", site="north", identity_key=self.identity(self.site_folder)
+            )
+        for server_round in (3, 4, 5):
+            self.exchange(server_round)
+
+    @staticmethod
+    def identity(folder: Path) -> str:
+        return identity_fingerprint(read_log(folder / "audit.jsonl").public_key)
+
+
+def test_each_of_two_logs_is_compared_with_its_own_part_of_the_coordinators(tmp_path: Path) -> None:
+    pair = TwoKeys(tmp_path)
+    site, coordinator = pair.read()
+    old = read_log(pair.old_folder / "audit.jsonl")
+    after, before = compare_logs(site, coordinator), compare_logs(old, coordinator)
+    assert (after.heads, after.elsewhere, after.problems) == (6, 2, ())
+    assert (before.heads, before.elsewhere, before.problems) == (4, 3, ())
+
+
+def test_what_is_missing_shows_in_either_part(tmp_path: Path) -> None:
+    pair = TwoKeys(tmp_path)
+    cut(pair.old_folder, 1)
+    cut(pair.site_folder, 1)
+    coordinator = pair.read()[1]
+    for folder in (pair.old_folder, pair.site_folder):
+        problems = compare_logs(read_log(folder / "audit.jsonl"), coordinator).problems
+        assert "its tail is missing" in problems[0]
+
+
+def test_a_log_begun_anew_under_a_key_nobody_was_told_of_still_shows(tmp_path: Path) -> None:
+    pair = TwoKeys(tmp_path, told=False)
+    site, coordinator = pair.read()
+    assert "begun elsewhere" in compare_logs(site, coordinator).problems[0]
+
+
+def test_a_log_begun_anew_under_the_same_key_still_shows(tmp_path: Path) -> None:
+    pair = TwoKeys(tmp_path)
+    (pair.site_folder / "audit.jsonl").unlink()
+    pair.site = open_log(pair.site_folder)
+    pair.exchange(6)
+    assert "begun elsewhere" in pair.problems()[0]

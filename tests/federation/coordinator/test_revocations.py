@@ -109,6 +109,12 @@ def test_the_run_fails_where_too_few_are_left_and_says_why(tmp_path: Path, study
         a_run(tmp_path / "run", study, behaviour=behave, settings=settings)
 
 
+def test_a_run_that_waits_in_vain_names_the_revoked(tmp_path: Path, study: Path) -> None:
+    revoke(study, ANNA, CORK)
+    with pytest.raises(FederationError, match="absent: others; revoked: Anna, Cork"):
+        a_run(tmp_path / "run", study)
+
+
 def test_the_audit_log_shows_that_the_answer_was_not_used(tmp_path: Path, study: Path) -> None:
     def behave(node: int, request: Any) -> Any:
         revoke(study, ANNA)
