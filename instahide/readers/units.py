@@ -97,7 +97,10 @@ def plan_units(items: Sequence[Item], limits: Limits, bit_depth: int, slicing: S
         units[place] = _series_unit(series, limits, bit_depth, slicing)
     notes = [*_notes(found)]
     if without_orientation:
-        notes.append(f"{without_orientation:,} volumes state no orientation: their axes are taken as stored")
+        # NIfTI's method 1: the first axis is taken to run to the left, as in Analyze files.
+        notes.append(
+            f"volumes without an orientation, taken to run from right, back and feet: {without_orientation:,}"
+        )
     return Plan(tuple(units), tuple(notes))
 
 
@@ -185,23 +188,17 @@ def shows_something(pixels: NDArray[np.uint8]) -> bool:
 
 def _notes(found: Iterable[Series]) -> list[str]:
     """Faults in the places of slices, each kind once, with the first file of the first series that has it."""
-    missing, doubled = [], []
+    faults: dict[str, list[tuple[int, str]]] = {
+        "missing slices": [],
+        "slices where another one lies (copies, echoes or time points?)": [],
+    }
     for series in found:
         spacing = series.spacing
-        if spacing.num_missing:
-            missing.append((spacing.num_missing, series.item.name))
-        if spacing.num_doubled:
-            doubled.append((spacing.num_doubled, series.item.name))
-    notes = []
-    if missing:
-        total = sum(count for count, _ in missing)
-        notes.append(
-            f"{total:,} slices are missing in {len(missing):,} series, first in that of {missing[0][1]}"
-        )
-    if doubled:
-        total = sum(count for count, _ in doubled)
-        notes.append(
-            f"{total:,} slices lie where another one does (copies, echoes or time points?) in "
-            f"{len(doubled):,} series, first in that of {doubled[0][1]}"
-        )
-    return notes
+        for seen, count in zip(faults.values(), (spacing.num_missing, spacing.num_doubled), strict=True):
+            if count:
+                seen.append((count, series.item.name))
+    return [
+        f"{words}: {sum(count for count, _ in seen):,} in {len(seen):,} series, first in that of {seen[0][1]}"
+        for words, seen in faults.items()
+        if seen
+    ]

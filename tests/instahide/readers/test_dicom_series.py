@@ -159,8 +159,10 @@ def test_missing_and_doubled_slices_are_reported_and_named_by_file(tmp_path: Pat
     write_series(tmp_path / "a", places=[0, 5, 15, 20, 25, 30])
     write_series(tmp_path / "b", places=[0, 5, 5, 10, 15, 20])
     notes = inspect_dataset(tmp_path).notes
-    assert notes[0] == "1 slices are missing in 1 series, first in that of a/000.dcm"
-    assert notes[1].startswith("1 slices lie where another one does (copies, echoes or time points?)")
+    assert notes[0] == "missing slices: 1 in 1 series, first in that of a/000.dcm"
+    assert notes[1].startswith(
+        "slices where another one lies (copies, echoes or time points?): 1 in 1 series"
+    )
     with pytest.warns(VolumeWarning) as seen:
         load_images(tmp_path)
     assert len(seen) == 2
@@ -286,7 +288,7 @@ def test_real_slices_are_read_as_before(real_data: Path, tmp_path: Path) -> None
     assert read_slice_header(real_data / "dicom" / "emri_small.dcm", Limits()) is None
     # The two files of one MR slice lie in one place, and inspection says so.
     report = inspect_dataset(real_data / "dicom")
-    assert any(note.startswith("1 slices lie where another one does") for note in report.notes)
+    assert any(note.startswith("slices where another one lies") for note in report.notes)
     assert ("MR_small.dcm", "MR_small_RLE.dcm") in report.duplicates_within
 
 

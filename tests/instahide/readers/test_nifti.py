@@ -335,6 +335,25 @@ def test_damaged_volumes_are_read_or_set_aside_and_nothing_else(
         assert reading.images.images.dtype == np.uint8
 
 
+def test_a_volume_without_orientation_is_taken_as_nibabel_takes_it_and_said_so(tmp_path: Path) -> None:
+    path = tmp_path / "v.nii"
+    nibabel.save(nibabel.Nifti1Image(VOXELS, None), path)
+    ras = np.asarray(nibabel.as_closest_canonical(nibabel.load(path)).dataobj)
+    assert not np.array_equal(ras, VOXELS)
+    np.testing.assert_array_equal(pictures(path), ras.transpose(2, 1, 0)[:, ::-1, ::-1])
+    (note,) = read_images(path).notes
+    assert note == "volumes without an orientation, taken to run from right, back and feet: 1"
+
+
+def test_all_slices_of_a_volume_are_held_out_together(tmp_path: Path) -> None:
+    from federation.site.dataset import hold_out
+
+    training, test = hold_out(load_images(study(tmp_path)), 0.5)
+    sides = [set(images.subject_ids or ()) for images in (training, test)]
+    assert len(sides[0]) + len(sides[1]) == 6
+    assert not sides[0] & sides[1]
+
+
 def test_the_command_shows_volumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from federation import cli
 
