@@ -125,9 +125,10 @@ def test_the_hospitals_worker_has_no_network_and_its_relay_no_images() -> None:
 @pytest.mark.parametrize(("name", "service"), SERVICES)
 def test_its_command_exists(name: str, service: str) -> None:
     found = service_of(name, service)
-    if "entrypoint" in found:
-        assert found["entrypoint"][:4] == ["tini", "--", "python", "-m"]
-        assert find_spec(found["entrypoint"][4]) is not None
+    if "entrypoint" in found:  # then `run` takes a whole command, as the head of the file has it
+        assert found["entrypoint"] == ["tini", "--"]
+        assert found["command"][:2] == ["python", "-m"]
+        assert find_spec(found["command"][2]) is not None
     else:
         parses(found["command"])
 
@@ -135,9 +136,12 @@ def test_its_command_exists(name: str, service: str) -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_commands_in_the_comments_exist(name: str) -> None:
     text = (DEPLOY / name).read_text(encoding="utf-8")
-    for words in re.findall(
-        r"(?:run --rm|exec) \w+ (?:instahide )?((?:coordinator|node) .+)$", text, re.MULTILINE
+    services = read_compose(name)["services"]
+    for verb, service, program, words in re.findall(
+        r"(run --rm|exec) (\w+) (instahide )?((?:coordinator|node) .+)$", text, re.MULTILINE
     ):
+        # `exec` and an entry point of the file's own take a program; the image's entry point is one.
+        assert bool(program) == (verb == "exec" or "entrypoint" in services[service])
         parses(words.split())
     for script in re.findall(r"deploy/[\w-]+\.sh", text):
         assert (DEPLOY.parent / script).exists()
