@@ -47,6 +47,7 @@ def node_checks(folder: NodeFolder, *, read_data: bool = True) -> list[Check]:
         Check("package names", check_packages),
         Check("node key", partial(_node_key, folder)),
         Check("identity key", partial(_identity_key, folder)),
+        *([Check("new keys", partial(_waiting_keys, folder))] if folder.next_key.exists() else []),
         Check("state folder", lambda: private_folder(folder.state) if folder.state.exists() else _no_state()),
         Check("policy", partial(_policy, folder)),
         Check("disk", lambda: machine.check_disk(folder.path)),
@@ -117,6 +118,22 @@ def _node_key(folder: NodeFolder) -> Outcome:
 def _identity_key(folder: NodeFolder) -> Outcome:
     restore = "restore it from a backup: the coordinator knows this site's audit log by it"
     return private_file(folder.identity_key, restore=restore, is_good=is_identity_key)
+
+
+def _waiting_keys(folder: NodeFolder) -> Outcome:
+    """Keys of `node rotate` that wait for the coordinator's answer."""
+    restore = "delete it, and make it anew with `instahide node rotate NODE`"
+    waiting = [(folder.next_key, is_node_key_of(folder.next_public_key))]
+    if folder.next_identity_key.exists():
+        waiting.append((folder.next_identity_key, is_identity_key))
+    for path, is_good in waiting:
+        outcome = private_file(path, restore=restore, is_good=is_good)
+        if outcome.fix:
+            return outcome
+    return warning(
+        f"{len(waiting)} wait for the coordinator's answer; the old ones are in use",
+        fix="send NAME.request.json to the coordinator, then `instahide node join NODE NAME.join.json`",
+    )
 
 
 def _policy(folder: NodeFolder) -> Outcome:

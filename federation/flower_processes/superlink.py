@@ -37,6 +37,7 @@ from instahide.errors import FederationError, InvalidInputError, RefusedError
 from ..coordinator.revocations import REVOCATIONS, read_revocations
 from ..external_certificate import ExternalCertificate, gateway_authority
 from ..gateway import GatewaySettings
+from ..private_files import read_private_file
 from ..provisioning import (
     CertificateFiles,
     certificate_fingerprint,
@@ -180,9 +181,10 @@ def start_coordinator(
     """Start SuperLink, SuperExec and gateway and wait until the gateway answers for the SuperLink.
 
     ``gateway_port=None`` takes a free one. Raises RefusedError if this folder's SuperLink is
-    already up, FederationError (with the log's end) if a process does not come up.
+    already up or a secret is not private, FederationError (with the log's end) if a process does not come up.
     """
     _refuse_second_start(folder)
+    _check_secrets(folder)
     environment = flower_environment(folder.flower_home, num_threads=num_threads)
     for attempt in range(ATTEMPTS):
         superlink_port, listening = free_port(), gateway_port or free_port(gateway_host)
@@ -232,6 +234,12 @@ def _bring_up(coordinator: Coordinator, gateway_host: str, within: float) -> Coo
     )
     coordinator.check()
     return coordinator
+
+
+def _check_secrets(folder: CoordinatorFolder) -> None:
+    """Refuse what others may read, or a link, before a server reads it by its path."""
+    for path in (folder.superlink.key, folder.gateway.key, folder.secret):
+        read_private_file(path, what="the secret", restore="see `instahide coordinator doctor STUDY`")
 
 
 def _take_off_revoked(coordinator: Coordinator) -> None:

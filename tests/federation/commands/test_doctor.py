@@ -230,3 +230,19 @@ def test_renew_makes_a_certificate_that_passes(study: Path, capsys: pytest.Captu
     examine(capsys, "coordinator", "doctor", str(study), code=0)
     assert run(["coordinator", "renew", str(study)]) == 0
     assert "instahide coordinator start" in capsys.readouterr().out
+
+
+def test_keys_that_wait_for_the_coordinator_are_told_of(
+    folder: NodeFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["node", "doctor", str(folder.path), "--no-data"]
+    assert "new keys" not in examine(capsys, *words, code=5)[0]
+    assert run(["node", "rotate", str(folder.path), "--new-identity"]) == 0
+    capsys.readouterr()
+    rows, _ = examine(capsys, *words, code=5)
+    assert rows["new keys"]["state"] == "warning"
+    assert "2 wait for the coordinator's answer" in rows["new keys"]["seen"]
+    folder.next_key.chmod(0o644)
+    rows, _ = examine(capsys, *words, code=5)
+    assert rows["new keys"]["state"] == "failed"
+    assert f"chmod 600 {folder.next_key}" in rows["new keys"]["fix"]
