@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .action import Action
-from .disk_actions import EncodeToDisk, PlanDecisions, PrivacyCharges, TrainToDisk
+from .disk_actions import EncodeToDisk, ExportToDisk, PlanDecisions, PrivacyCharges, TrainToDisk
 from .masked_actions import ConfirmedRun, MaskedRun, MaskedSite
 from .run_actions import CoordinatorRun, SiteRound
 from .setup_actions import NewNode, NewStudy, StudyWithRun
@@ -21,6 +21,7 @@ ACTIONS: dict[str, Callable[[], Action]] = {
     "new-node": NewNode,
     "encode": EncodeToDisk,
     "train": TrainToDisk,
+    "export": ExportToDisk,
     "privacy-charges": PrivacyCharges,
     "plan-decisions": PlanDecisions,
 }

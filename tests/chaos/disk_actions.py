@@ -1,7 +1,9 @@
-"""What one hospital does on its own disk: encode, train, charge its ledger, decide on plans."""
+"""What one hospital does on its own disk: encode, train, export, charge its ledger, decide on plans."""
 
 from __future__ import annotations
 
+import io
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,31 @@ class TrainToDisk(Action):
         return {
             "model": tensors_digest(folder / "trained" / "model.safetensors"),
             "rows": len((folder / "trained" / "metrics.csv").read_text().splitlines()),
+        }
+
+
+class ExportToDisk(Action):
+    """`export`: a folder of files that comes to be at once, or not."""
+
+    def prepare(self, folder: Path) -> None:
+        TrainToDisk().perform(folder, False)
+
+    def perform(self, folder: Path, again: bool) -> None:
+        from federation.commands.console import OutputFormat
+        from federation.commands.export import export
+
+        out = folder / "exported"
+        if again and out.exists():
+            return  # whole, since it is there; `left` looks
+        # Not the graphs: torch would be loaded and traced at every step.
+        with redirect_stdout(io.StringIO()):
+            export(folder / "trained", out, "safetensors", None, OutputFormat.json)
+
+    def left(self, folder: Path) -> Any:
+        out = folder / "exported"
+        return {
+            "model": tensors_digest(out / "model.safetensors"),
+            "files": sorted(path.name for path in out.iterdir()),
         }
 
 

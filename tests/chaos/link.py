@@ -16,9 +16,10 @@ RESET = struct.pack("ii", 1, 0)  # SO_LINGER of zero seconds: closing sends RST,
 
 
 class BadLink:
-    """Listens on a port of loopback and passes everything on to ``target``, as badly as it is told.
+    """Listens on a port of ``host`` and passes everything on to ``target``, as badly as it is told.
 
     Attributes (may be changed while it runs):
+        target: where new connections go.
         delay: seconds each piece of up to 16 KiB waits, in each direction.
         bytes_per_second: of one direction of one connection; 0 is no limit.
         silent: nothing passes, nothing is closed.
@@ -26,8 +27,8 @@ class BadLink:
         change_next: one bit of the next piece is changed, once.
     """
 
-    def __init__(self, target: tuple[str, int]) -> None:
-        self._target = target
+    def __init__(self, target: tuple[str, int], host: str = "127.0.0.1") -> None:
+        self.target = target
         self.delay, self.bytes_per_second, self.resets_every = 0.0, 0.0, 0.0
         self.silent = self.change_next = False
         self.changes = 0
@@ -35,7 +36,7 @@ class BadLink:
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._ended = threading.Event()
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server((host, 0))
         self.port = int(self._listener.getsockname()[1])
         for work in (self._accept, self._reset_now_and_then):
             threading.Thread(target=work, daemon=True).start()
@@ -47,7 +48,7 @@ class BadLink:
             except OSError:
                 continue
             try:
-                far = socket.create_connection(self._target, timeout=10.0)
+                far = socket.create_connection(self.target, timeout=10.0)
             except OSError:  # nobody is there: the caller is to see a lost connection
                 near.close()
                 continue
@@ -95,6 +96,13 @@ class BadLink:
                 victim.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
                 victim.shutdown(socket.SHUT_RDWR)
             self._close(victim)
+
+    def reset_all(self) -> None:
+        """Break every connection that is open; new ones go to ``target`` as it is by then."""
+        with self._lock:
+            ends = list(self._open)
+        self.resets += len(ends)
+        self._close(*ends)
 
     def _close(self, *ends: socket.socket) -> None:
         with self._lock:

@@ -31,6 +31,7 @@ from federation.supervision import RestartedProcess, free_port
 
 from ..federation.command_line import until, write_digits
 from .link import BadLink
+from .lossy_path import FAR, NEAR, LossyPath
 
 NAMES = ("anna", "bern", "cork")
 PATIENCE = 300.0  # seconds, on machines with much else to do
@@ -121,6 +122,22 @@ class RealFederation:
     def wait_until_online(self, *names: str, within: float = PATIENCE) -> None:
         """Wait for these nodes, or all."""
         assert until(lambda: self.online() >= set(names or NAMES), within), self.online()
+
+    @contextmanager
+    def losing_packets(self, share: float) -> Iterator[LossyPath]:
+        """All hospitals reach the coordinator over IP packets of which this share is lost."""
+        gateway = ("127.0.0.1", self.coordinator.gateway_port)
+        links = [hospital.link for hospital in self.hospitals.values()]
+        with LossyPath(share) as path, BadLink(gateway, host=NEAR) as beyond:
+            try:
+                for link in links:
+                    link.target = (FAR, beyond.port)
+                    link.reset_all()
+                yield path
+            finally:
+                for link in links:
+                    link.target = gateway
+                    link.reset_all()
 
     def restart_superlink(self) -> None:
         """Start SuperLink, SuperExec and gateway again, on the gateway's port, over the same database."""

@@ -29,6 +29,7 @@ WORDS = {
     "new-node": "node init, join",
     "encode": "encode",
     "train": "train",
+    "export": "export",
     "privacy-charges": "privacy ledger",
     "plan-decisions": "plan approval",
 }

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from ..federation.command_line import until
+from .lossy_path import can_be_made
 from .real_federation import RealFederation, soon
 from .scoreboard import Recorder, Timer
 from .test_real_processes import in_its_audit_log, rounds_of
@@ -124,6 +125,24 @@ def test_a_masked_run_completes_over_links_that_break(federation: RealFederation
         assert status.is_completed, federation.events(name)[-5:]
         assert sum(link.resets for link in links) > before
         check_every_sum(federation, name, last=10)
+        attempt.seconds = timer.seconds
+        attempt.rounds_lost = len(federation.events(name, "round-failed"))
+
+
+@pytest.mark.skipif(
+    not can_be_made(), reason="packets are lost on a network interface; making one needs root"
+)
+def test_a_masked_run_completes_while_packets_are_lost(federation: RealFederation, chaos: Recorder) -> None:
+    """Every sum is right, whoever was late for it."""
+    name = "masked-loss"
+    with chaos.attempt("masked: packets lost", "10%") as attempt, federation.losing_packets(0.1) as path:
+        federation.wait_until_online()
+        timer = Timer()
+        run_id = federation.start_run(name, num_server_rounds=5, round_deadline=60.0, **MASKED)
+        status = federation.wait_for_end(run_id, 900.0)
+        assert status.is_completed, federation.events(name)[-5:]
+        assert path.lost > 0
+        check_every_sum(federation, name, last=5)
         attempt.seconds = timer.seconds
         attempt.rounds_lost = len(federation.events(name, "round-failed"))
 

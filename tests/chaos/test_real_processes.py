@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 import pytest
 
 from ..federation.command_line import until
+from .lossy_path import can_be_made
 from .real_federation import Hospital, RealFederation, soon
 from .scoreboard import Recorder, Timer
 
@@ -203,6 +204,27 @@ def test_a_run_completes_over_a_bad_link(bad: str, federation: RealFederation, c
                 link.delay = link.bytes_per_second = link.resets_every = 0.0
         assert status.is_completed, federation.events(name)[-5:]
         assert rounds_of(federation, name) == [1, 2, 3]
+        attempt.seconds = timer.seconds
+        attempt.rounds_lost = len(federation.events(name, "round-failed"))
+
+
+@pytest.mark.skipif(
+    not can_be_made(), reason="packets are lost on a network interface; making one needs root"
+)
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.25])
+def test_a_run_completes_while_packets_are_lost(
+    share: float, federation: RealFederation, chaos: Recorder
+) -> None:
+    """Real IP packets between all hospitals and the coordinator, lost in both directions."""
+    name = f"loss-{share:g}".replace(".", "-")
+    with chaos.attempt("packets lost", f"{share:.0%}") as attempt, federation.losing_packets(share) as path:
+        federation.wait_until_online()
+        timer = Timer()
+        run_id = federation.start_run(name, num_server_rounds=3)
+        status = federation.wait_for_end(run_id, 600.0)
+        assert status.is_completed, federation.events(name)[-5:]
+        assert rounds_of(federation, name) == [1, 2, 3]
+        assert path.lost > 0.5 * share * (path.lost + path.passed) > 0
         attempt.seconds = timer.seconds
         attempt.rounds_lost = len(federation.events(name, "round-failed"))
 

@@ -20,6 +20,7 @@ METHODS = {"write_bytes", "write_text", "ftruncate", "truncate", "mkstemp"}
 # Module -> the sweep that meets its writes.
 SWEPT = {
     "federation/audit_log.py": "coordinator-run",
+    "federation/commands/export.py": "export",
     "federation/coordinator/checkpoints.py": "coordinator-run",
     "federation/coordinator/events.py": "coordinator-run",
     "federation/coordinator/outputs.py": "coordinator-run",
@@ -49,7 +50,6 @@ SWEPT = {
 # One whole file through instahide.atomic, written anew by running the same verb again.
 ONE_WHOLE_FILE = {
     "federation/commands/attack/shared.py",
-    "federation/commands/export.py",  # a whole folder at once: instahide.atomic.atomic_folder
     "federation/commands/theory/shared.py",
     "federation/demo/hospitals.py",
     "federation/demo/report.py",

@@ -46,7 +46,7 @@ def test_signs_of_life_come_at_half_the_watchdogs_time(tmp_path: Path) -> None:
     ("microseconds", "pid", "is_watched"),
     [
         ("10000000", "", True),
-        ("10000000", str(os.getpid()), True),
+        pytest.param("10000000", str(os.getpid()), True, id="this process"),
         ("10000000", "1", False),  # meant for another process
         ("ten", "", False),
         ("", "", False),
