@@ -38,17 +38,29 @@ pytestmark = [
 ]
 
 
+PREFIX = "instahide-laboratory-"
+
+
 @contextmanager
 def control_group() -> Iterator[Path]:
     """A group of our own, below which that systemd makes its own; gone afterwards."""
-    group = CONTROL_GROUPS / f"instahide-laboratory-{os.getpid()}"
+    for left in CONTROL_GROUPS.glob(
+        f"{PREFIX}*"
+    ):  # by a test that was killed, and with it all it had started
+        if not Path("/proc", left.name.removeprefix(PREFIX)).exists():
+            remove(left)
+    group = CONTROL_GROUPS / f"{PREFIX}{os.getpid()}"
     group.mkdir()
     try:
         yield group
     finally:
-        for folder in sorted((path for path in group.rglob("*") if path.is_dir()), reverse=True):
-            folder.rmdir()
-        group.rmdir()
+        remove(group)
+
+
+def remove(group: Path) -> None:
+    for folder in sorted((path for path in group.rglob("*") if path.is_dir()), reverse=True):
+        folder.rmdir()
+    group.rmdir()
 
 
 @pytest.fixture(scope="module")
@@ -118,8 +130,8 @@ def test_the_worker_has_no_network_and_the_relay_no_images(seen: dict[str, Any])
 
 def test_no_process_is_root_has_a_capability_or_unfiltered_calls(seen: dict[str, Any]) -> None:
     users = set()
-    for processes in seen["processes"].values():
-        assert processes
+    for unit, processes in seen["processes"].items():
+        assert processes, unit
         for process in processes:
             users.add(process["Uid"])
             assert len(set(process["Uid"].split())) == 1

@@ -93,7 +93,7 @@ def main(folder: Path) -> dict[str, Any]:
         "worker's view of its node": look("instahide-worker@st-mary", NODE / "worker.toml"),
     }
     seen["processes"] = {
-        name: processes(f"instahide-{name}")
+        name: settled(f"instahide-{name}")
         for name in ("coordinator@trial", "worker@st-mary", "relay@st-mary")
     }
     for name in ("relay@st-mary", "worker@st-mary", "coordinator@trial"):
@@ -156,6 +156,14 @@ def train(name: str) -> dict[str, Any]:
         "problem": done.stderr[-2000:],
         "worker's log": (NODE / "state/worker.log").read_text()[-2000:] if done.returncode else "",
     }
+
+
+def settled(unit: str) -> list[dict[str, str]]:
+    """The unit's processes; a relay that lost the coordinator is started again ten seconds later."""
+    deadline = time.monotonic() + 60
+    while not (found := processes(unit)) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return found
 
 
 def processes(unit: str) -> list[dict[str, str]]:
