@@ -92,6 +92,7 @@ def test_files_say_what_they_are() -> None:
     assert "(2 * images - 255) / 255" in said["preprocessing"]
 
 
+@pytest.mark.slow
 def test_a_file_that_answers_otherwise_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
     made = model("mlp")
     monkeypatch.setattr("instahide.model_export.to_unit_range", lambda x: torch.from_numpy(x / 255.0).float())

@@ -27,9 +27,12 @@ from federation.simulation import simulate
 from federation.site.dataset import SiteData
 from instahide.attacks.result_files import write_result
 from instahide.attacks.view import AttackResult
+from instahide.checkpoints import save_checkpoint, save_model
 from instahide.encoder_config import EncoderConfig
 from instahide.images import ImageSet
 from instahide.models import build_model
+from instahide.training import TrainingState
+from instahide.training_config import TrainingConfig
 
 pytest.importorskip("onnxruntime")
 
@@ -385,7 +388,7 @@ def test_only_noise_in_encodings_has_an_epsilon() -> None:
 
 
 def test_numbers_behind_secure_aggregation_are_nobodys(run: Path) -> None:
-    from federation.exported_model import _sites
+    from federation.exported_run import _sites
 
     values = {"secure-aggregation": True, "roster": ["north a", "south b"]}
     config = RunConfig.from_mapping(RUN.to_mapping() | values)
@@ -419,3 +422,22 @@ def test_records_edited_by_hand_are_used_or_refused_and_nothing_else(
     code = export(copy, "--out", tmp_path / "out", "--to", "safetensors")
     assert code in (0, 2, 4)
     assert (tmp_path / "out").exists() == (code == 0)
+
+
+def test_what_an_older_training_did_not_record_is_called_so(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    save_model(tmp_path / "run/model.safetensors", build_model("mlp", image_shape=(1, 4, 4), num_classes=2))
+    assert export(tmp_path / "run/model.safetensors", "--out", tmp_path / "out", "--to", "safetensors") == 0
+    card = json.loads((tmp_path / "out/model_card.json").read_text())
+    assert (card["model"]["class_names"], card["model"]["class_names_recorded"]) == (["0", "1"], False)
+    assert card["encoding"]["name"] == "not recorded"
+    assert set(card["accuracy"]["modes"].values()) == {None}
+    assert "Their names were not recorded" in (tmp_path / "out/model_card.md").read_text()
+
+
+def test_a_training_under_way_is_no_model(trained: Path, tmp_path: Path, capsys: Any) -> None:
+    model = build_model("mlp", image_shape=(1, 4, 4), num_classes=2)
+    state = TrainingState(seed=0, epoch=1, step=2, optimizer={})
+    save_checkpoint(tmp_path / "model.safetensors", model, TrainingConfig(), state)
+    assert export(tmp_path, "--out", tmp_path / "out", "--to", "safetensors") == 2
+    assert "run under way" in capsys.readouterr().err
