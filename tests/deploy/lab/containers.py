@@ -131,16 +131,16 @@ def _mounts(service: str, found: Mapping[str, Any]) -> list[str]:
             lines.append(f"ln -s {path.readlink()} {{root}}/{name}")
         elif path.exists():
             bind(path, f"/{name}")
-    for path in sorted(PROGRAMS):
+    for line in found["tmpfs"]:
+        target, _, options = line.partition(":")
+        lines.append(f"mkdir -p {{root}}{target} && mount -t tmpfs -o {options} tmpfs {{root}}{target}")
+    for path in sorted(PROGRAMS):  # after /tmp, in which a checkout may be
         bind(path, str(path))
     bind(HEALTH, "/opt/instahide-health")
     bind(LAB / f"{service}.hosts", "/etc/hosts")
     for device in ("null", "zero", "urandom", "random"):
         bind(f"/dev/{device}", f"/dev/{device}", read_only=False)
     lines.append("mkdir -p {root}/proc && mount -t proc -o nosuid,nodev,noexec proc {root}/proc")
-    for line in found["tmpfs"]:
-        target, _, options = line.partition(":")
-        lines.append(f"mkdir -p {{root}}{target} && mount -t tmpfs -o {options} tmpfs {{root}}{target}")
     for mount in found["volumes"]:
         bind(mount["source"], mount["target"], read_only=mount.get("read_only", False))
     if found["read_only"]:
