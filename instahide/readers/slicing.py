@@ -13,7 +13,8 @@ every volume of the data set; each line is optional::
 
 Without ``axis`` a NIfTI volume is cut into axial slices and a DICOM series stays as it was acquired. Without
 ``window`` and ``percentiles`` a DICOM series keeps the window its files agree on; all others are spread from
-their 0.5th to their 99.5th percentile, one range for the whole volume.
+their 0.5th to their 99.5th percentile, one range for the whole volume. DICOM files that are no slices, as
+radiographs, are not touched by any of this.
 """
 
 from __future__ import annotations
