@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,15 @@ def tool(name: str) -> str:
     return found
 
 
+@cache
+def _whole_command() -> click.Command:
+    command: click.Command = typer.main.get_command(app)
+    return command
+
+
 def parses(words: list[str]) -> None:
     """Fail unless ``words`` (without "instahide") are a command with options it knows."""
-    command: click.Command = typer.main.get_command(app)
+    command = _whole_command()
     rest = list(words)
     while isinstance(command, click.Group):
         assert rest, f"{words}: no verb"

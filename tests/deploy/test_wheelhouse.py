@@ -120,10 +120,15 @@ def test_every_file_is_named_with_its_hash(made: tuple[Path, str]) -> None:
     assert about["python"] == f"{sys.version_info[0]}.{sys.version_info[1]}"
 
 
-def test_a_wheelhouse_is_made_whole_or_refused(made: tuple[Path, str], tmp_path: Path) -> None:
+def test_a_folder_that_exists_is_refused(made: tuple[Path, str]) -> None:
     program = [sys.executable, DEPLOY / "wheelhouse.py"]
     again = subprocess.run([*program, made[0]], capture_output=True, text=True, check=False)
     assert (again.returncode, again.stderr.splitlines()[1][:5]) == (2, "hint:")
+
+
+@pytest.mark.slow
+def test_a_package_that_cannot_be_had_leaves_no_list_of_sums(tmp_path: Path) -> None:
+    program = [sys.executable, DEPLOY / "wheelhouse.py"]
     missing = ["--require", "instahide-fl", "--", "--no-index", "--find-links", tmp_path]
     failed = subprocess.run(
         [*program, tmp_path / "out", *missing], capture_output=True, text=True, check=False
