@@ -28,10 +28,12 @@ from .commands import (
     demo,
     encode,
     evaluate_kernel,
+    explain,
     export,
     inspect,
     log,
     node,
+    simulate,
     theory,
     train,
 )
@@ -40,6 +42,7 @@ EPILOG = (
     "Exit codes: 0 done · 1 a run failed · 2 wrong input, nothing changed · 3 refused by a budget or "
     "policy · "
     "4 a file is corrupt or edited · 5 the federation failed · 130 interrupted. "
+    "`instahide explain exit-3` says more about one, `instahide explain` what is protected from whom. "
     "Any verb takes --debug to show the full traceback of an error."
 )
 
@@ -63,6 +66,8 @@ app.command("inspect")(inspect.inspect)
 app.command("train")(train.train)
 app.command("evaluate-kernel")(evaluate_kernel.evaluate_kernel)
 app.command("export")(export.export)
+app.command("simulate")(simulate.simulate)
+app.command("explain")(explain.explain)
 app.add_typer(attack.app, name="attack")
 app.add_typer(dataset.app, name="dataset")
 app.add_typer(coordinator.app, name="coordinator")
