@@ -277,12 +277,17 @@ def run_config(study: Study, settings: Mapping[str, Any]) -> RunConfig:
 
 def _for_a_hidden_sum(sites: list[AdmittedSite]) -> dict[str, Any]:
     """The roster of the admitted sites, and a bound on their sizes that tells other sites little."""
-    largest = max(1, max(site.num_examples for site in sites))
-    power = 10 ** (len(str(largest)) - 1)
     return {
         "roster": [roster_entry(site.name, site.identity_key) for site in sites],
-        "max-site-examples": next(step * power for step in (1, 2, 5, 10) if step * power >= largest),
+        "max-site-examples": bound_on_sizes(max(site.num_examples for site in sites)),
     }
+
+
+def bound_on_sizes(largest: int) -> int:
+    """The next of 1, 2, 5, 10, 20, ... that is no smaller."""
+    largest = max(1, largest)
+    power: int = 10 ** (len(str(largest)) - 1)
+    return next(step * power for step in (1, 2, 5, 10) if step * power >= largest)
 
 
 def _with_folders(study: Study, config: RunConfig) -> RunConfig:

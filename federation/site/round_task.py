@@ -72,6 +72,7 @@ class SiteTasks:
         encodings_folder: where current encodings are kept.
         device: as for ``TrainingConfig``.
         threads: processor threads, lowered to the policy's ``max-threads``.
+        models: models by their specification, where several sites of one process share them.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class SiteTasks:
         encodings_folder: Path,
         device: str = "auto",
         threads: int = 2,
+        models: dict[ModelSpec, ImageClassifier] | None = None,
     ) -> None:
         self.site_name = site_name
         self._data, self._history, self._policy_path = data, history, policy_path
@@ -97,7 +99,7 @@ class SiteTasks:
         self._ledger, self._fingerprints = ledger, ledger.fingerprints(data.training)
         self._encodings = SiteEncodings(data, ledger, encodings_folder)
         self._device, self._threads = device, threads
-        self._models: dict[ModelSpec, ImageClassifier] = {}
+        self._models: dict[ModelSpec, ImageClassifier] = {} if models is None else models
 
     def answer(
         self,

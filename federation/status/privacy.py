@@ -69,7 +69,7 @@ class RunPrivacy:
 def _of_one_site(folder: Path, settings: dict[str, Any], delta: float) -> EpsilonSpent:
     epsilon, problem = None, ""
     try:
-        spent = _epsilon(folder, settings, delta)
+        spent = epsilon_of_run(folder, settings, delta)
         epsilon = spent if math.isfinite(spent) else None
     except (InstaHideError, OSError, ValueError, KeyError, TypeError) as error:
         problem = error.message if isinstance(error, InstaHideError) else "the run's files cannot be read"
@@ -78,7 +78,7 @@ def _of_one_site(folder: Path, settings: dict[str, Any], delta: float) -> Epsilo
     )
 
 
-def _epsilon(folder: Path, settings: dict[str, Any], delta: float) -> float:
+def epsilon_of_run(folder: Path, settings: dict[str, Any], delta: float) -> float:
     """As the model card will state it: the sum of all releases so far."""
     from ..accounting import epsilon_of
     from ..config import RunConfig

@@ -50,6 +50,7 @@ SWEPT = {
 # One whole file through instahide.atomic, written anew by running the same verb again.
 ONE_WHOLE_FILE = {
     "federation/commands/attack/shared.py",
+    "federation/commands/simulate.py",
     "federation/commands/theory/shared.py",
     "federation/demo/hospitals.py",
     "federation/demo/report.py",
@@ -77,7 +78,9 @@ NOT_KEPT = {
     "federation/cli.py": "standard output",
     "federation/doctor/dummy_site.py": "a folder of its own, gone when the dry run ends",
     "federation/doctor/rehearsal.py": "in the same",
-    "federation/simulation.py": "a study in one process, done anew from the start",
+    "federation/simulation/population.py": "a temporary folder, gone when the study ends",
+    "federation/simulation/run_folder.py": "in the same, or a study in one process done anew from the start",
+    "federation/simulation/sites.py": "in the same",
     "federation/site/listener.py": "a lock",
     "federation/supervision.py": "logs of child processes",
     "instahide/attacks/implementation_audits/planted_checks.py": "a test folder of its own",
