@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from .action import Action
 from .disk_actions import EncodeToDisk, ExportToDisk, PlanDecisions, PrivacyCharges, TrainToDisk
+from .key_actions import ExchangeOfKeys
 from .masked_actions import ConfirmedRun, MaskedRun, MaskedSite
 from .run_actions import CoordinatorRun, SiteRound
 from .setup_actions import NewNode, NewStudy, StudyWithRun
@@ -19,6 +20,7 @@ ACTIONS: dict[str, Callable[[], Action]] = {
     "new-study": NewStudy,
     "study-with-run": StudyWithRun,
     "new-node": NewNode,
+    "keys-exchanged": ExchangeOfKeys,
     "encode": EncodeToDisk,
     "train": TrainToDisk,
     "export": ExportToDisk,

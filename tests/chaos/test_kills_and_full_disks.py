@@ -27,6 +27,7 @@ WORDS = {
     "new-study": "coordinator init",
     "study-with-run": "admit, run",
     "new-node": "node init, join",
+    "keys-exchanged": "node rotate, revoke",
     "encode": "encode",
     "train": "train",
     "export": "export",
