@@ -145,6 +145,13 @@ class TestAHospitalInTwoContainers:
         assert "relay" in folders
         assert not {"node", "data"} & set(folders)
 
+    def test_the_gateways_certificate_is_from_the_operators_own_authority(
+        self, hospital: dict[str, Any]
+    ) -> None:
+        """A round was trained over it; the node trusts the root, the gateway shows what is between."""
+        assert "subject=CN = IT" in hospital["trusted"]
+        assert "issuer=CN = Servers" in hospital["shown"]
+
     def test_the_worker_answers_for_the_node(self, hospital: dict[str, Any]) -> None:
         assert hospital["status"]["worker"] == "listening"
 

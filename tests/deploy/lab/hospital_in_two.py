@@ -39,7 +39,8 @@ def main(folder: Path, table: dict[str, Any]) -> dict[str, Any]:
     write_images(folder / "images", first=0, owner=WORKER)
     node, study = folder / "node", folder / "study"
 
-    inside(table, "coordinator", "instahide", "coordinator", "init", "/study", "--host", "coordinator")
+    own = own_certificate(folder / "authority", study)
+    inside(table, "coordinator", "instahide", "coordinator", "init", "/study", "--host", "coordinator", *own)
     containers.start(table, "coordinator")
     containers.wait_until_healthy(table, "coordinator")
     words = ["--name", "st-mary", "--data", "/data/training.npz", "--public", "/data/public.npz"]
@@ -65,10 +66,62 @@ def main(folder: Path, table: dict[str, Any]) -> dict[str, Any]:
         "status": json.loads(
             inside(table, "worker", "instahide", "node", "status", "/node", "--format", "json")
         ),
+        "trusted": certificate_name(folder / "relay/authority.crt"),
+        "shown": certificate_name(study / "gateway.crt"),
         "run": train(table, study, node),
     }
     seen["stopped"] = {service: stop(service) for service in ("relay", "worker", "coordinator")}
     return seen
+
+
+def own_certificate(folder: Path, study: Path) -> list[str]:
+    """A gateway certificate from the operator's own root and intermediate; the options of `init`."""
+    script = DEPLOY / "certificates.sh"
+    containers.run(script, "request", folder / "gateway", "coordinator")
+    new = ["openssl", "req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    usage = ["-addext", "keyUsage=critical,keyCertSign,cRLSign"]
+    root, middle, leaf = folder / "root.pem", folder / "middle.pem", folder / "gateway/gateway.crt"
+    containers.run(
+        *new, "-x509", "-days", 30, "-subj", "/CN=IT", *usage, "-keyout", folder / "root.key", "-out", root
+    )
+    containers.run(
+        *new, "-subj", "/CN=Servers", "-keyout", folder / "middle.key", "-out", folder / "middle.csr"
+    )
+    authority, server = folder / "authority.ext", folder / "server.ext"
+    keys = "subjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n"
+    authority.write_text(f"basicConstraints=critical,CA:true\nkeyUsage=critical,keyCertSign,cRLSign\n{keys}")
+    server.write_text(f"basicConstraints=critical,CA:false\n{keys}")
+    for request, signer, extensions, out, more in (
+        (folder / "middle.csr", "root", authority, middle, []),
+        (folder / "gateway/gateway.csr", "middle", server, leaf, ["-copy_extensions", "copy"]),
+    ):
+        by = ["-CA", folder / f"{signer}.pem", "-CAkey", folder / f"{signer}.key", "-CAcreateserial"]
+        sign = [
+            "openssl",
+            "x509",
+            "-req",
+            "-in",
+            request,
+            *by,
+            "-days",
+            20,
+            "-extfile",
+            extensions,
+            "-out",
+            out,
+        ]
+        containers.run(*sign, *more)
+    whole, key = folder / "gateway/whole.pem", folder / "gateway/gateway.key"
+    containers.run(script, "chain", whole, leaf, middle)
+    containers.run(script, "check", whole, key, root, "coordinator")
+    for path in (whole, key, root):
+        hand_over(path, study, int(USER))
+        (study / path.name).chmod(0o600)
+    names = {"--certificate-file": whole, "--key-file": key, "--ca-file": root}
+    # `init` writes gateway.key itself, so the one that was made goes in under another name.
+    (study / key.name).rename(study / "from-it.key")
+    files = {option: path.name for option, path in names.items()} | {"--key-file": "from-it.key"}
+    return [word for option, name in files.items() for word in (option, f"/study/{name}")]
 
 
 def hand_over(source: Path, folder: Path, owner: int) -> None:
@@ -76,6 +129,11 @@ def hand_over(source: Path, folder: Path, owner: int) -> None:
     target = folder / source.name
     target.write_bytes(source.read_bytes())
     os.chown(target, owner, owner)
+
+
+def certificate_name(path: Path) -> str:
+    """Subject and issuer, as openssl prints them."""
+    return containers.run("openssl", "x509", "-in", path, "-noout", "-subject", "-issuer")
 
 
 def interfaces(service: str) -> list[str]:
