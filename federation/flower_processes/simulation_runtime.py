@@ -10,7 +10,6 @@ deprecated, in favour of the command ``flwr run``.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import time
 import warnings
@@ -22,7 +21,7 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from instahide.errors import FederationError, InvalidInputError
+from instahide.errors import FederationError
 
 from ..flower_records import ARRAYS, weights_in, weights_record
 from ..messages import EVALUATE, TRAIN, SiteReply
@@ -74,13 +73,8 @@ def with_flower_players(
     """Start Flower's simulation, call ``use(players, identity lines)`` in its ServerApp; what that returned.
 
     Raises:
-        InvalidInputError: Ray is not installed.
         FederationError: Flower's simulation ended without a result.
     """
-    if importlib.util.find_spec("ray") is None:
-        raise InvalidInputError(
-            "Ray is not installed", hint="pip install 'instahide-fl[simulation]', or use --backend local"
-        )
     os.environ.update(FLWR_TELEMETRY_ENABLED="0", FLWR_DISABLE_UPDATE_CHECK="1", RAY_USAGE_STATS_ENABLED="0")
     from flwr.simulation import run_simulation
 

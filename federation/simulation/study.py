@@ -8,6 +8,7 @@ of all rounds on test images that no hospital trains on, which no coordinator of
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 import resource
@@ -89,6 +90,10 @@ def run_study(
 
     All files are in a temporary folder that is gone when this returns or raises.
     """
+    if settings.backend == "ray" and importlib.util.find_spec("ray") is None:
+        raise InvalidInputError(
+            "Ray is not installed", hint="pip install 'instahide-fl[simulation]', or use --backend local"
+        )
     for arm in arms:
         if settings.backend == "ray" and arm.config.secure_aggregation:
             raise InvalidInputError(

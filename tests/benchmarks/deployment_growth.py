@@ -1,0 +1,92 @@
+"""What the real deployment costs as hospitals are added: seconds a round and resident memory by process.
+
+    python -m tests.benchmarks.deployment_growth [--hospitals 3,6,10] [--rounds 4] [--json FILE]
+
+Every hospital is its SuperNode, SuperExec and site worker, over TLS through the gateway, all on this one
+machine and its cores; so seconds hold what the hospitals take from each other, as they would not on
+machines of their own. ``small-cnn`` on scikit-learn's digits, one local epoch, no evaluation; first rounds left out.
+Memory is read at the end of the last run: the median over the hospitals, and all of the coordinator's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from federation.demo.data import prepare
+from federation.demo.hospitals import running_federation, wait_until_connected
+from federation.demo.settings import DemoSettings
+
+from .federation import _one_run
+
+PROTECTIONS: dict[str, dict[str, Any]] = {
+    "fedavg": {"secure-aggregation": False},
+    "secure-aggregation": {"secure-aggregation": True, "reconstruction-threshold": 0},
+}
+
+
+def measure(count: int, rounds: int) -> dict[str, Any]:
+    """One federation of ``count`` hospitals, started and ended."""
+    names = tuple(f"hospital-{number:02d}" for number in range(1, count + 1))
+    data = prepare(None, names, concentration=10.0, split_seed=7)
+    found: dict[str, Any] = {"hospitals": count, "load": os.getloadavg()[0]}
+    with tempfile.TemporaryDirectory() as folder:
+        settings = DemoSettings(
+            out=Path(folder), num_server_rounds=rounds, local_epochs=1, round_deadline=300.0
+        )
+        with running_federation(settings, data, say=lambda _: None) as federation:
+            wait_until_connected(federation)
+            for name, extra in PROTECTIONS.items():
+                seconds, beyond = _one_run(settings, federation, name, extra)
+                found[name] = {
+                    "seconds": statistics.median(seconds),
+                    "beyond-training": statistics.median(beyond),
+                    "rounds": [round(each, 2) for each in seconds],
+                }
+            found["memory-mib"] = _memory(count)
+    return found
+
+
+def _memory(count: int) -> dict[str, Any]:
+    """Resident MiB of this process's descendants, by what they are."""
+    kinds: dict[str, list[float]] = {}
+    for process in psutil.Process().children(recursive=True):
+        try:
+            words, size = " ".join(process.cmdline()), process.memory_info().rss / 2**20
+        except psutil.Error:
+            continue
+        known = ("site.worker", "supernode", "superexec", "superlink", "gateway")
+        kind = next((name for name in known if name in words), "other")
+        kinds.setdefault(kind, []).append(size)
+    by_kind = {
+        kind: {"processes": len(sizes), "median": round(statistics.median(sizes)), "sum": round(sum(sizes))}
+        for kind, sizes in sorted(kinds.items())
+    }
+    total = sum(sum(sizes) for sizes in kinds.values())
+    return {"by-process": by_kind, "sum": round(total), "sum-per-hospital": round(total / count)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--hospitals", default="3,6,10")
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    results = []
+    for count in map(int, options.hospitals.split(",")):
+        found = measure(count, options.rounds)
+        results.append(found)
+        print(json.dumps(found), flush=True)
+        if options.json:
+            options.json.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
