@@ -87,6 +87,7 @@ def test_the_readmes_python_runs_as_it_stands(tmp_path: Path) -> None:
     assert (tmp_path / "encoded-from-python/manifest.json").is_file()
 
 
+@pytest.mark.timeout(1200)  # many whole commands in one test, on machines with much else to do
 def test_the_readmes_commands_for_who_holds_images_run_as_they_stand(here: Path) -> None:
     for title in ("**1. Encode", "**2. Train", "**3. Attack"):
         [commands] = blocks(section(title), "bash")
