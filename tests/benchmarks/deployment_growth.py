@@ -4,8 +4,9 @@
 
 Every hospital is its SuperNode, SuperExec and site worker, over TLS through the gateway, all on this one
 machine and its cores; so seconds hold what the hospitals take from each other, as they would not on
-machines of their own. ``small-cnn`` on scikit-learn's digits, one local epoch, no evaluation; first rounds left out.
-Memory is read at the end of the last run: the median over the hospitals, and all of the coordinator's.
+machines of their own. ``small-cnn`` on scikit-learn's digits, one local epoch, no evaluation; first rounds
+are left out. Memory is read at the end of the last run: the median over the hospitals, and all of the
+coordinator's.
 """
 
 from __future__ import annotations
