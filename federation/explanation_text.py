@@ -9,7 +9,7 @@ import textwrap
 from dataclasses import asdict
 from typing import Any
 
-from .explanations import EXIT_CODES, OVERVIEW, Cell, ExitCode, Explanation, Threat, topics
+from .explanations import DEFENCES, EXIT_CODES, OVERVIEW, Cell, ExitCode, Explanation, Threat, topics
 
 NEVER = (
     "InstaHide is broken: encodings are a transformation, not encryption, and carry no privacy budget. "
@@ -23,6 +23,8 @@ def as_markdown(explanation: Explanation) -> str:
     """The explanation for a document, without a heading of the first order; ends without a line break."""
     if explanation.topic == OVERVIEW:
         return _overview(explanation.threats)
+    if explanation.topic == DEFENCES:
+        return "\n".join(f"- **{entry.title}.** {entry.what}" for entry in explanation.defences)
     if explanation.topic == EXIT_CODES:
         return _codes(explanation.exit_codes)
     if explanation.exit_codes:

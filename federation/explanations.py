@@ -19,7 +19,7 @@ from typing import Any
 from instahide.errors import InvalidInputError
 
 HERE = Path(__file__).parent
-OVERVIEW, EXIT_CODES = "overview", "exit-codes"
+OVERVIEW, DEFENCES, EXIT_CODES = "overview", "defences", "exit-codes"
 COORDINATOR = "coordinator"  # both kinds of it
 SEVERAL = {COORDINATOR: ("curious-coordinator", "malicious-coordinator")}
 
@@ -131,6 +131,7 @@ def exit_codes() -> tuple[ExitCode, ...]:
 def topics() -> dict[str, str]:
     """Every topic that can be asked for, with its title."""
     found = {OVERVIEW: "who could learn what, in one table"}
+    found |= {DEFENCES: "what can be switched on, and what it is"}
     found |= {name: defence.title for name, defence in defences().items()}
     found |= {COORDINATOR: "A coordinator, honest or not"}
     found |= {name: threat.title for name, threat in threats().items()}
@@ -142,6 +143,8 @@ def explain(topic: str) -> Explanation:
     """What is known about ``topic``; raises InvalidInputError for one that does not exist."""
     if topic == OVERVIEW:
         return Explanation(topic, threats=tuple(threats().values()))
+    if topic == DEFENCES:
+        return Explanation(topic, defences=tuple(defences().values()))
     if topic == EXIT_CODES:
         return Explanation(topic, exit_codes=exit_codes())
     for code in exit_codes():
