@@ -20,8 +20,8 @@ from .guide_pages import ROLES, blocks, commands, print_to_pdf, text_of
 
 MAX_PAGES = 2
 # Printed with more and more of their own paragraphs repeated at the end, the guides needed a third page from
-# 1,248 words on (that with the most commands) to 1,460, and from 142 lines of Markdown on to 169. Both together
-# keep a guide below that without a browser; the printed page itself is measured by a slow test.
+# 1,248 words on (that with the most commands) to 1,460, and from 142 lines of Markdown on to 169. Both
+# together keep a guide below that without a browser; the printed page itself is measured by a slow test.
 MAX_WORDS, MAX_LINES = 1200, 135
 GROUPS = ("attack", "coordinator", "dataset", "log", "node")
 OF_OTHERS = {"--permanent", "--add-port", "--reload", "--now"}  # firewall-cmd, systemctl
