@@ -84,7 +84,7 @@ def test_what_is_no_plain_file_is_not_read(tmp_path: Path) -> None:
     ):
         with pytest.raises(RefusedError, match=words):
             read(tmp_path / name)
-    with pytest.raises(InvalidInputError, match="the key .*nothing is missing") as missing:
+    with pytest.raises(InvalidInputError, match=r"the key .*nothing is missing") as missing:
         read(tmp_path / "nothing")
     assert missing.value.hint == "make it again"
 
