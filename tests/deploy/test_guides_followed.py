@@ -175,8 +175,8 @@ def test_two_hospitals_and_a_coordinator_are_set_up_by_following_the_guides(
     coordinator.types("instahide coordinator settings", "instahide coordinator plan")
     coordinator.mails("trial-1.plan.json", north, mary)
     north.types("instahide node plan list", "instahide node plan approve")
-    run = coordinator.opens("instahide coordinator run", "waits")
-    shown = officer.types(*(f"instahide node plan {verb}" for verb in ("list", "show", "diff", "approve")))
+    run = coordinator.opens("instahide coordinator run", "waits up to")
+    shown = officer.types(*(f"instahide node plan {verb}" for verb in ("list", "show", "approve")))
     assert "secure-aggregation" in shown
     mary.types(
         "instahide node plan list", "instahide node plan approve"
@@ -186,10 +186,11 @@ def test_two_hospitals_and_a_coordinator_are_set_up_by_following_the_guides(
 
     # One round more is another plan.
     coordinator.types("instahide coordinator plan")
-    coordinator.mails("trial-1-longer.plan.json", north, mary, as_name="trial-1.plan.json")
-    for hospital in hospitals:
-        hospital.enters('instahide node plan approve st-mary/ --file trial-1.plan.json --by "Dr. Weiss"')
-    assert "done" in coordinator.types("instahide coordinator resume")
+    coordinator.mails("trial-1-longer.plan.json", north, as_name="trial-1.plan.json")
+    north.enters('instahide node plan approve st-mary/ --file trial-1.plan.json --by "Dr. Roth"')
+    resumed = coordinator.opens("instahide coordinator resume", "waits up to")
+    assert "num-server-rounds" in officer.types("instahide node plan diff", "instahide node plan approve")
+    assert resumed.process.wait(4 * PATIENCE) == 0, resumed.text
     coordinator.types("instahide export", "instahide log verify")
     assert (coordinator.folder / "model/model_card.md").is_file()
 
