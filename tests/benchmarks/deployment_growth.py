@@ -5,7 +5,8 @@
 Every hospital is its SuperNode, SuperExec and site worker, over TLS through the gateway, all on this one
 machine and its cores; so seconds hold what the hospitals take from each other, as they would not on
 machines of their own. ``small-cnn`` on scikit-learn's digits, one local epoch, no evaluation; first rounds
-are left out. Memory is read at the end of the last run: the median over the hospitals, and all of the
+are left out of the seconds. Processor seconds are those of a whole run, its start and end included, over its
+rounds. Memory is read at the end of the last run: the median over the hospitals, and all of the
 coordinator's.
 """
 
@@ -16,6 +17,7 @@ import json
 import os
 import statistics
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +47,13 @@ def measure(count: int, rounds: int) -> dict[str, Any]:
         with running_federation(settings, data, say=lambda _: None) as federation:
             wait_until_connected(federation)
             for name, extra in PROTECTIONS.items():
+                before = _processor()
                 seconds, beyond = _one_run(settings, federation, name, extra)
+                after = _processor()
                 found[name] = {
+                    "processor-seconds-a-round": {
+                        kind: round((after[kind] - before.get(kind, 0.0)) / rounds, 3) for kind in after
+                    },
                     "seconds": statistics.median(seconds),
                     "beyond-training": statistics.median(beyond),
                     "rounds": [round(each, 2) for each in seconds],
@@ -55,17 +62,30 @@ def measure(count: int, rounds: int) -> dict[str, Any]:
     return found
 
 
-def _memory(count: int) -> dict[str, Any]:
-    """Resident MiB of this process's descendants, by what they are."""
+KNOWN = ("site.worker", "flower_processes.node", "flower-superexec", "flower-superlink", "gateway")
+
+
+def _by_kind(read: Callable[[psutil.Process], float]) -> dict[str, list[float]]:
+    """A figure of each of this process's descendants, by what they are."""
     kinds: dict[str, list[float]] = {}
     for process in psutil.Process().children(recursive=True):
         try:
-            words, size = " ".join(process.cmdline()), process.memory_info().rss / 2**20
+            words, value = " ".join(process.cmdline()), read(process)
         except psutil.Error:
             continue
-        known = ("site.worker", "supernode", "superexec", "superlink", "gateway")
-        kind = next((name for name in known if name in words), "other")
-        kinds.setdefault(kind, []).append(size)
+        kinds.setdefault(next((name for name in KNOWN if name in words), "other"), []).append(value)
+    return kinds
+
+
+def _processor() -> dict[str, float]:
+    """Processor seconds so far of those that stay up during a run."""
+    kinds = _by_kind(lambda process: process.cpu_times().user + process.cpu_times().system)
+    return {kind: sum(values) for kind, values in kinds.items() if kind != "other"}
+
+
+def _memory(count: int) -> dict[str, Any]:
+    """Resident MiB by kind of process."""
+    kinds = _by_kind(lambda process: process.memory_info().rss / 2**20)
     by_kind = {
         kind: {"processes": len(sizes), "median": round(statistics.median(sizes)), "sum": round(sum(sizes))}
         for kind, sizes in sorted(kinds.items())
