@@ -35,7 +35,10 @@ def verify(
         None, help="The other side's log, which holds signed heads of this one.", show_default=False
     ),
     public_key: list[Path] = typer.Option(
-        [], "--public-key", help="File with the identity key a log must be of; repeat.", show_default=False
+        [],
+        "--public-key",
+        help="File with the identity key one of the logs must be of; repeat.",
+        show_default=False,
     ),
     output: OutputFormat = FORMAT,
 ) -> None:
@@ -51,11 +54,9 @@ def verify(
     logs = [read_log(path) for path in (file, against) if path is not None]
     problems = [f"{log.path.name}: {problem}" for log in logs for problem in log.problems]
     if public_key:
-        keys = {_public_key(path) for path in public_key}
+        owners = {log.public_key for log in logs}
         problems += [
-            f"{log.path}: it is not of a key given; name one --public-key for each of the logs"
-            for log in logs
-            if log.public_key not in keys
+            f"no log given is of the key in {path}" for path in public_key if _public_key(path) not in owners
         ]
     heads, elsewhere = None, 0
     if against is not None:

@@ -33,6 +33,12 @@ NODE = typer.Argument(..., help="The node's folder.", show_default=False)
 HASH = typer.Argument(
     "", help="First digits of the plan's hash (default: the one that waits).", show_default=False
 )
+FILE = typer.Option(
+    None,
+    "--file",
+    help="A plan file from the coordinator, before the run has asked; nothing is written down by reading it.",
+    show_default=False,
+)
 BY = typer.Option("", help="Who decides, for the audit log (default: this user of the machine).")
 FORMAT = typer.Option(OutputFormat.text, "--format", help="text for people, json for programs.")
 
@@ -53,20 +59,26 @@ def list_plans(node: Path = NODE, output: OutputFormat = FORMAT) -> None:
     if not rows:
         typer.echo("no plan has been seen yet")
         return
-    shown = [{**row, "sha256": row["sha256"][:SHORT]} for row in rows]
+    shown = [
+        {**row, "sha256": row["sha256"][:SHORT], "seen": _to_the_second(row["seen"]),
+         "decided": _to_the_second(row["decided"])}
+        for row in rows
+    ]  # fmt: skip
     _print_table([list(map(str, row.values())) for row in shown], columns=list(rows[0]))
 
 
 @app.command("show")
-def show(node: Path = NODE, plan: str = HASH, output: OutputFormat = FORMAT) -> None:
+def show(
+    node: Path = NODE, plan: str = HASH, file: Path | None = FILE, output: OutputFormat = FORMAT
+) -> None:
     """Show a plan in full: every entry, its value, what it means.
 
-    Example: instahide node plan show st-mary/ 3f2a91c07b1d
+    Example: instahide node plan show st-mary/ --file trial-1.plan.json
     """
     from ..config import describe_settings
 
     _, book = _open(node)
-    entry = book.find(plan)
+    entry = _entry(book, plan, file)
     if output is OutputFormat.json:
         print_json({**_summary(entry), "plan": entry.plan.to_mapping()})
         return
@@ -82,16 +94,21 @@ def show(node: Path = NODE, plan: str = HASH, output: OutputFormat = FORMAT) -> 
 
 
 @app.command("diff")
-def diff(node: Path = NODE, plan: str = HASH, output: OutputFormat = FORMAT) -> None:
+def diff(
+    node: Path = NODE, plan: str = HASH, file: Path | None = FILE, output: OutputFormat = FORMAT
+) -> None:
     """Compare a plan with the one this site approved last.
 
     Example: instahide node plan diff st-mary/ 3f2a91c07b1d
     """
     _, book = _open(node)
-    entry = book.find(plan)
+    entry = _entry(book, plan, file)
     before = book.last_approved(other_than=entry.plan)
     if before is None:
-        raise InvalidInputError("no other plan was approved yet", hint=f"instahide node plan show {node}")
+        raise InvalidInputError(
+            "no other plan was approved yet",
+            hint=f"instahide node plan show {node} {plan if file is None else f'--file {file}'}".rstrip(),
+        )
     changed = before.plan.differences(entry.plan)
     if output is OutputFormat.json:
         print_json(
@@ -112,9 +129,7 @@ def diff(node: Path = NODE, plan: str = HASH, output: OutputFormat = FORMAT) -> 
 def approve(
     node: Path = NODE,
     plan: str = HASH,
-    file: Path | None = typer.Option(
-        None, help="A plan file from the coordinator, to approve before the run.", show_default=False
-    ),
+    file: Path | None = FILE,
     by: str = BY,
     output: OutputFormat = FORMAT,
 ) -> None:
@@ -122,19 +137,10 @@ def approve(
 
     Example: instahide node plan approve st-mary/ --file trial-1.plan.json
     """
-    from ..plan import read_plan
     from ..site.plans import APPROVED
 
     folder, book = _open(node)
-    if file is None:
-        chosen = book.find(plan).plan
-    else:
-        chosen = read_plan(file)
-        if not chosen.sha256.startswith(plan.lower()):
-            raise InvalidInputError(
-                f"{file} holds the plan {chosen.short}, not {plan!r:.80}", hint="ask for the right file"
-            )
-    _decide(folder, book, chosen, APPROVED, by, output)
+    _decide(folder, book, _entry(book, plan, file).plan, APPROVED, by, output)
 
 
 @app.command("reject")
@@ -156,6 +162,21 @@ def _open(node: Path) -> tuple[NodeFolder, PlanBook]:
     folder = NodeFolder(node.resolve())
     folder.check()
     return folder, PlanBook(folder.state)
+
+
+def _entry(book: PlanBook, plan: str, file: Path | None) -> PlanEntry:
+    """The plan of a file, with what was decided about it here if it is known; else the one of the book."""
+    from ..plan import read_plan
+    from ..site.plans import PlanEntry
+
+    if file is None:
+        return book.find(plan)
+    read = read_plan(file)
+    if not read.sha256.startswith(plan.lower()):
+        raise InvalidInputError(
+            f"{file} holds the plan {read.short}, not {plan!r:.80}", hint="ask for the right file"
+        )
+    return book.find(read.sha256) if book.knows(read) else PlanEntry(plan=read, seen_at="")
 
 
 def _decide(
@@ -187,6 +208,11 @@ def _summary(entry: PlanEntry) -> dict[str, Any]:
         "by": entry.by,
         "decided": entry.decided_at,
     }
+
+
+def _to_the_second(stamp: str) -> str:
+    """2026-01-31T12:00:00.000000Z as people read it."""
+    return stamp.split(".")[0].replace("T", " ")
 
 
 def _print_table(rows: list[list[str]], *, columns: list[str]) -> None:

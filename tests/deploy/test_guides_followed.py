@@ -174,13 +174,12 @@ def test_two_hospitals_and_a_coordinator_are_set_up_by_following_the_guides(
     # North approves the plan from its file; at St Mary's it is read once the run asks for it.
     coordinator.types("instahide coordinator settings", "instahide coordinator plan")
     coordinator.mails("trial-1.plan.json", north, mary)
-    north.types("instahide node plan list", "instahide node plan approve")
+    north.types("instahide node plan list", "instahide node plan show", "instahide node plan approve")
     run = coordinator.opens("instahide coordinator run", "waits up to")
     shown = officer.types(*(f"instahide node plan {verb}" for verb in ("list", "show", "approve")))
     assert "secure-aggregation" in shown
-    mary.types(
-        "instahide node plan list", "instahide node plan approve"
-    )  # the same plan by its file: no harm
+    # The same plan by its file does no harm.
+    mary.types("instahide node plan list", "instahide node plan show", "instahide node plan approve")
     assert run.process.wait(4 * PATIENCE) == 0, run.text
     assert "trial-1" in coordinator.types("instahide coordinator status")
 

@@ -51,6 +51,18 @@ def test_two_logs_and_their_keys_pass_in_json(
     assert [(log["name"], log["records"]) for log in facts["logs"]] == [("north", 3), ("coordinator", 3)]
 
 
+def test_the_other_side_s_key_alone_pins_the_other_side_s_log(
+    logs: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["log", "verify", str(logs["north.jsonl"]), "--against", str(logs["coordinator.jsonl"])]
+    assert run([*words, "--public-key", str(logs["coordinator.pub"])]) == 0
+    assert (
+        run([*words[:3], "--against", str(logs["north.jsonl"]), "--public-key", str(logs["coordinator.pub"])])
+        == 4
+    )
+    assert "no log given is of the key in" in capsys.readouterr().out
+
+
 def test_an_edit_and_a_missing_tail_end_with_code_4_and_are_named(
     logs: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -75,7 +87,7 @@ def test_a_log_of_another_key_than_given_fails(
 ) -> None:
     words = ["log", "verify", str(logs["north.jsonl"]), "--public-key", str(logs["coordinator.pub"])]
     assert run(words) == 4
-    assert "is not of a key given" in capsys.readouterr().out
+    assert "no log given is of the key in" in capsys.readouterr().out
 
 
 def test_a_log_is_shown_as_a_table_or_as_json(

@@ -129,6 +129,27 @@ def test_a_plan_from_a_file_is_approved_before_any_request(
     assert (node / "state").stat().st_mode & 0o777 == 0o700
 
 
+def test_a_plan_is_read_and_compared_from_its_file_before_any_request(
+    node: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = write_plan(plan(), tmp_path / "trial.plan.json")
+    assert plan().sha256 in said(capsys, "show", node, "--file", file)
+    assert told(capsys, "show", node, "--file", file)["status"] == "pending"
+    assert book(node).entries() == []  # reading decides nothing and writes nothing
+    assert f"plan show {node} --file {file}" in fails(capsys, 2, "diff", node, "--file", file)
+    said(capsys, "approve", node, "--file", file)
+    assert told(capsys, "show", node, "--file", file)["status"] == "approved"
+    longer = write_plan(plan(**{"local-epochs": 7}), tmp_path / "longer.plan.json")
+    assert list(told(capsys, "diff", node, "--file", longer)["changed"]) == ["local-epochs"]
+
+
+def test_times_are_listed_to_the_second(node: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    book(node).add(plan())
+    [entry] = told(capsys, "list", node)
+    assert entry["seen"][:19].replace("T", " ") in said(capsys, "list", node)
+    assert entry["seen"] not in said(capsys, "list", node)
+
+
 def test_an_edited_file_is_not_approved(
     node: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
