@@ -96,7 +96,7 @@ def test_the_readmes_commands_for_who_holds_images_run_as_they_stand(here: Path)
     assert (here / "grid.png").is_file()
     assert (here / "audit/index.html").is_file()
     models = sorted(path.parent.name for path in here.glob("*/model.safetensors"))
-    assert len(models) == section("**2. Train").count("--out")
+    assert len(models) == blocks(section("**2. Train"), "bash")[0].count("--out")
 
 
 def test_the_second_encoding_is_refused_as_the_readme_says(here: Path) -> None:
