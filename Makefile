@@ -25,7 +25,7 @@ demo: setup
 # First what shares a machine well, in several processes; then real federations, which get the machine to
 # themselves. Exit code 5 is pytest's word for a part in which PYTEST_ARGS chose nothing.
 test: setup
-	$(PYTEST) -n $(TEST_PROCESSES) --dist loadfile -m "$(DEFAULT_TESTS) and not federated" $(PYTEST_ARGS) || test $$? = 5
+	OMP_NUM_THREADS=1 $(PYTEST) -n $(TEST_PROCESSES) --dist loadfile -m "$(DEFAULT_TESTS) and not federated" $(PYTEST_ARGS) || test $$? = 5
 	$(PYTEST) -m "$(DEFAULT_TESTS) and federated" $(PYTEST_ARGS) || test $$? = 5
 
 setup: $(STAMP)

@@ -286,7 +286,7 @@ def _connect(address: Address, context: ssl.SSLContext) -> http.client.HTTPSConn
     )
     try:
         plain = socket.create_connection((address.host, address.port), timeout=CONNECT_SECONDS)
-    except socket.gaierror:
+    except (socket.gaierror, ConnectionResetError):  # a reset, unlike a refusal, follows on a connection
         raise
     except OSError as error:
         raise NotReachedError(_words(error)) from error
