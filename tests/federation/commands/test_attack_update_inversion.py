@@ -221,8 +221,8 @@ def test_what_cannot_be_read_from_checkpoints_is_said(tmp_path: Path) -> None:
 def test_encodings_come_out_of_a_round_of_a_site_that_encodes(tmp_path: Path) -> None:
     """InstaHide at the site: what the update gives back are the encodings.
 
-    Most to rounding (mean square 1e-6, a fifth of what 8 bits round); with two passes over the images one may be
-    less exact: at most 1.1e-3 in 17 runs.
+    Most to rounding (mean square 1e-6, a fifth of what 8 bits round); with two passes over the images
+    one may be less exact: at most 1.1e-3 in 17 runs.
     """
     from instahide.attacks.update_inversion import invert
     from instahide.storage import load_encoded
