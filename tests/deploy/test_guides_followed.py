@@ -15,6 +15,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -110,13 +111,19 @@ def _free_port() -> int:
 
 
 @pytest.fixture
-def roles(tmp_path: Path) -> Iterator[tuple[Role, Role, Role, Role]]:
+def roles() -> Iterator[tuple[Role, Role, Role, Role]]:
     """Coordinator, IT of St Mary's, IT of the North Clinic, and St Mary's privacy officer at IT's machine."""
     here = {"fl.example.org": "localhost", "9443": str(_free_port())}
-    coordinator = Role(tmp_path / "coordinator", "coordinator", here)
-    mary = Role(tmp_path / "st-mary", "hospital-it", {})
-    north = Role(tmp_path / "north-clinic", "hospital-it", {"st-mary": "north-clinic"})
-    officer = Role(tmp_path / "st-mary", "privacy-officer", {})
+    # Not tmp_path, whose name is long: the path of a socket is at most 107 bytes.
+    with tempfile.TemporaryDirectory(prefix="guides-") as place:
+        yield from _people(Path(place), here)
+
+
+def _people(place: Path, here: dict[str, str]) -> Iterator[tuple[Role, Role, Role, Role]]:
+    coordinator = Role(place / "coordinator", "coordinator", here)
+    mary = Role(place / "st-mary", "hospital-it", {})
+    north = Role(place / "north-clinic", "hospital-it", {"st-mary": "north-clinic"})
+    officer = Role(place / "st-mary", "privacy-officer", {})
     _write_images(mary.folder, 0, 160, 60, 200)
     _write_images(north.folder, 300, 160, 60, 200)
     people = coordinator, mary, north, officer
