@@ -33,11 +33,11 @@
         int32_t reach_y, reach_x;       /* displacements -reach .. reach are walked */                       \
         int32_t tangent;                /* 1: NTK, 0: NNGP */                                                \
         int32_t first_fixed, last_fixed; /* layers that contribute no gradient */                            \
-        const REAL *x, *x_norm, *x_inverse; /* (N, C, P), (N, R, P), (N, R, P) */                            \
-        const REAL *z, *z_norm, *z_inverse; /* (C, P, LANES), (R, P, LANES), (R, P, LANES), aligned */       \
+        const REAL *x, *x_norms;        /* (N, C, P), (N, R, P, 2): norm and reciprocal norm */              \
+        const REAL *z, *z_norms;        /* (C, P, LANES), (R, P, 2, LANES), aligned */                       \
         const REAL *row_weights, *column_weights; /* (2H-1, H) and (2W-1, W): of the last sum */             \
         const REAL *slope, *bend;       /* polynomials A and B of the body */                                \
-        REAL *scratch;                  /* (2 P + 5 W, LANES), aligned */                                    \
+        REAL *scratch;                  /* (P + 4 W, 2, LANES), aligned */                          \
     } PREFIX##ConvolutionalJob;                                                                              \
     typedef struct {                                                                                         \
         const REAL *row_scale, *column_scale; /* (rows), (columns) */                                        \
@@ -49,10 +49,13 @@
 JOBS(float, single_)
 JOBS(double, double_)
 
-enum { SINGLE_SLOPE = 6, SINGLE_BEND = 5, DOUBLE_SLOPE = 20, DOUBLE_BEND = 18 };
+/* STRIP rows of a displacement at a time; powers of 9 kept back from PERIOD layers (_kernel_body.h). */
+enum { STRIP = 2, PERIOD = 16 };
+enum { SINGLE_SLOPE = 6, SINGLE_BEND = 4, DOUBLE_SLOPE = 20, DOUBLE_BEND = 18 };
 
 typedef float v16f __attribute__((vector_size(64)));
 typedef double v8d __attribute__((vector_size(64)));
+typedef double v16d __attribute__((vector_size(128)));
 typedef int32_t v16i __attribute__((vector_size(64)));
 typedef int64_t v8l __attribute__((vector_size(64)));
 
@@ -124,7 +127,7 @@ BY_HALF(v8d, __m256d, double_larger_v3, _mm256_max_pd)
 #pragma GCC pop_options
 
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx512vl,avx512dq,avx512bw,avx2,fma")
+#pragma GCC target("avx512f,avx512vl,avx512dq,avx512bw,avx2,fma,tune=znver3")
 #define MACHINE v4_
 #define TWO_VECTOR_SHUFFLE
 #define SINGLE_ROOT(u) ((v16f)_mm512_sqrt_ps((__m512)(u)))
@@ -189,12 +192,12 @@ void transpose_double(int32_t machine, const double *tile, int64_t stride, int64
 }
 
 void norms_single(int32_t machine, const double *squares, int64_t count, int32_t height, int32_t width,
-                  int32_t num_relus, float *norms, float *inverses, double *scratch)
+                  int32_t num_relus, float *norms, double *scratch)
 {
-    PICK(machine, single_norms, squares, count, height, width, num_relus, norms, inverses, scratch);
+    PICK(machine, single_norms, squares, count, height, width, num_relus, norms, scratch);
 }
 void norms_double(int32_t machine, const double *squares, int64_t count, int32_t height, int32_t width,
-                  int32_t num_relus, double *norms, double *inverses, double *scratch)
+                  int32_t num_relus, double *norms, double *scratch)
 {
-    PICK(machine, double_norms, squares, count, height, width, num_relus, norms, inverses, scratch);
+    PICK(machine, double_norms, squares, count, height, width, num_relus, norms, scratch);
 }

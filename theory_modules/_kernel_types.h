@@ -2,6 +2,7 @@
 #define REAL float
 #define VEC v16f
 #define INTEGERS v16i
+#define WIDE v16d
 #define LANES 16
 #define PREFIX single_
 #define ROOT(u) SINGLE_ROOT(u)
@@ -12,6 +13,7 @@
 #undef REAL
 #undef VEC
 #undef INTEGERS
+#undef WIDE
 #undef LARGER
 #undef LANES
 #undef PREFIX
@@ -22,6 +24,7 @@
 #define REAL double
 #define VEC v8d
 #define INTEGERS v8l
+#define WIDE v8d
 #define LANES 8
 #define PREFIX double_
 #define ROOT(u) DOUBLE_ROOT(u)
@@ -32,6 +35,7 @@
 #undef REAL
 #undef VEC
 #undef INTEGERS
+#undef WIDE
 #undef LARGER
 #undef LANES
 #undef PREFIX

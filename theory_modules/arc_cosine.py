@@ -55,13 +55,31 @@ def arc_cosine_maps(
 
 
 def slope_and_bend_polynomials(slope_degree: int, bend_degree: int) -> tuple[list[float], list[float]]:
-    r"""Coefficients, lowest first, of A and B on 0 ≤ u ≤ 1, by interpolation at Chebyshev's nodes:
+    r"""Coefficients, lowest first, of A and B on 0 ≤ u ≤ 1:
 
     k0 = 1 − √u A(u),  k1 = c + u √u B(u).  Both are smooth: their nearest singularity is at u = 2 (c = −1).
+    Least squares of the errors of k0 and k1 themselves, at Chebyshev's nodes: within a seventh of the best
+    possible largest error at the degrees of float32, 3.2e-8 of k0 and 7.8e-8 of k1.
     """
-    slope = chebyshev_coefficients(lambda u: angle_of(u) / (math.pi * u.sqrt()), slope_degree)
-    bend = chebyshev_coefficients(lambda u: bend_of(angle_of(u)) / (u * u.sqrt()), bend_degree)
+    slope = _least_squares(lambda u: angle_of(u) / (math.pi * u.sqrt()), slope_degree, lambda u: u.sqrt())
+    bend = _least_squares(
+        lambda u: bend_of(angle_of(u)) / (u * u.sqrt()), bend_degree, lambda u: u * u.sqrt()
+    )
     return _in_powers(slope), _in_powers(bend)
+
+
+def _least_squares(
+    function: Callable[[torch.Tensor], torch.Tensor],
+    degree: int,
+    weight: Callable[[torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
+    """Chebyshev coefficients on [0, 1] of the polynomial with the least weighted errors at many nodes."""
+    nodes = math.pi * (torch.arange(2000, dtype=torch.float64) + 0.5) / 2000
+    u = (1 + torch.cos(nodes)) / 2
+    weights = weight(u)
+    columns = torch.cos(nodes[:, None] * torch.arange(degree + 1, dtype=torch.float64))
+    solution: torch.Tensor = torch.linalg.lstsq(columns * weights[:, None], function(u) * weights).solution
+    return solution
 
 
 def chebyshev_coefficients(function: Callable[[torch.Tensor], torch.Tensor], degree: int) -> torch.Tensor:

@@ -38,7 +38,7 @@ def prepare(images: torch.Tensor, num_relus: int, dtype: torch.dtype, *, in_c: b
     squares = (images.double() ** 2).sum(1)
     flat = images.to(dtype).flatten(2).contiguous()
     if in_c:
-        return Prepared(flat, *norms_in_c(squares, num_relus, dtype))
+        return Prepared(flat, norms_in_c(squares, num_relus, dtype))
     square = box(squares)
     norms = []
     for _ in range(num_relus):
@@ -46,7 +46,7 @@ def prepare(images: torch.Tensor, num_relus: int, dtype: torch.dtype, *, in_c: b
         square = box(square) / 9
     stacked = torch.stack(norms, dim=1)
     inverses = torch.where(stacked > 0, 1 / stacked, torch.zeros_like(stacked))
-    return Prepared(flat, stacked.to(dtype), inverses.to(dtype))
+    return Prepared(flat, torch.stack([stacked, inverses], dim=-1).to(dtype))
 
 
 def equal_images_value(images: torch.Tensor, recursion: Recursion) -> torch.Tensor:
@@ -96,8 +96,9 @@ class _View:
         return self._cut(images, *self._moved)
 
     def _cut(self, images: Prepared, ys: slice, xs: slice) -> Prepared:
-        parts = (images.images, images.norms, images.inverses)
-        return Prepared(*(part.view(*part.shape[:2], *self.shape)[..., ys, xs] for part in parts))
+        pixels = images.images.unflatten(2, self.shape)
+        scales = images.scales.unflatten(2, self.shape)
+        return Prepared(pixels[..., ys, xs], scales[..., ys, xs, :])
 
 
 def _chain(rows: Prepared, columns: Prepared, recursion: Recursion) -> torch.Tensor:
