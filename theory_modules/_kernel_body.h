@@ -17,15 +17,6 @@ ALWAYS_INLINE VEC NAME(polynomial)(const VEC *coefficients, int degree, VEC x)
     return sum;
 }
 
-ALWAYS_INLINE int NAME(any)(INTEGERS condition)
-{
-    uint64_t words[8], all = 0;
-    memcpy(words, &condition, sizeof words);
-    for (int i = 0; i < 8; i++)
-        all |= words[i];
-    return all != 0;
-}
-
 ALWAYS_INLINE VEC NAME(select)(INTEGERS condition, VEC a, VEC b)
 {
     return (VEC)((condition & (INTEGERS)a) | (~condition & (INTEGERS)b));
@@ -320,62 +311,6 @@ static void NAME(convolutional)(const JOB(ConvolutionalJob) *job, int64_t first,
         for (int lane = 0; lane < LANES; lane++)
             out[i * LANES + lane] = sums[lane] * ninths;
     }
-}
-
-/* f in its two branches, at t = 2 sqrt(1 - |c|) - 1. */
-ALWAYS_INLINE VEC NAME(scalar_value)(VEC c, const REAL *positive, const REAL *negative, int degree)
-{
-    const VEC zero = {0};
-    const VEC t = ROOT(LARGER(1 - LARGER(c, -c), zero)) * 2 - 1;
-    VEC above = t * positive[degree] + positive[degree - 1], below = t * negative[degree] + negative[degree - 1];
-    for (int i = degree - 2; i >= 0; i--) {
-        above = above * t + positive[i];
-        below = below * t + negative[i];
-    }
-    return NAME(select)(c < 0, below, above);
-}
-
-ALWAYS_INLINE int64_t NAME(flag)(VEC c, REAL threshold, int64_t first, int64_t lanes, int64_t *flagged)
-{
-    int64_t found = 0;
-    for (int64_t lane = 0; lane < lanes; lane++)
-        if (c[lane] > threshold || c[lane] < -threshold)
-            flagged[found++] = first + lane;
-    return found;
-}
-
-/* In place on a tile of correlations (rows, columns): scale_i scale_j f(c). Returns how many of them are closer
- * to 1 or -1 than the threshold; their places, i columns + j, go to flagged, for the caller to do again. */
-static int64_t NAME(fully_connected)(const JOB(FullyConnectedJob) *job, REAL *tile, int64_t stride, int64_t rows,
-                                     int64_t columns, int64_t *flagged)
-{
-    int64_t found = 0;
-    for (int64_t i = 0; i < rows; i++) {
-        REAL *row = tile + i * stride;
-        const REAL scale = job->row_scale[i];
-        for (int64_t j = 0; j < columns; j += LANES) {
-            const int64_t lanes = columns - j < LANES ? columns - j : LANES;
-            const size_t bytes = sizeof(REAL) * (size_t)lanes;
-            VEC c = {0}, scales = {0};
-            if (lanes == LANES) { /* a size known to the compiler: one instruction */
-                memcpy(&c, row + j, sizeof c);
-                memcpy(&scales, job->column_scale + j, sizeof c);
-            } else {
-                memcpy(&c, row + j, bytes);
-                memcpy(&scales, job->column_scale + j, bytes);
-            }
-            const VEC excess = LARGER(c, -c) - job->threshold;
-            const INTEGERS near = excess > 0;
-            if (NAME(any)(near))
-                found += NAME(flag)(c, job->threshold, i * columns + j, lanes, flagged + found);
-            c = NAME(scalar_value)(c, job->positive, job->negative, job->degree) * scales * scale;
-            if (lanes == LANES)
-                memcpy(row + j, &c, sizeof c);
-            else
-                memcpy(row + j, &c, bytes);
-        }
-    }
-    return found;
 }
 
 #ifdef TWO_VECTOR_SHUFFLE

@@ -42,6 +42,8 @@
     typedef struct {                                                                                         \
         const REAL *row_scale, *column_scale; /* (rows), (columns) */                                        \
         const REAL *positive, *negative;      /* (degree + 1), powers of t */                                \
+        const REAL *pieces;                   /* (5, 32), or none */                                         \
+        int64_t rows, columns;                                                                               \
         REAL threshold;                                                                                      \
         int32_t degree;                                                                                      \
     } PREFIX##FullyConnectedJob;
@@ -84,6 +86,9 @@ BY_LANE(v8d, double, 8, double_root_any, sqrt(x[i] + 0 * y[i]))
 BY_LANE(v8d, double, 8, double_larger_any, x[i] > y[i] ? x[i] : y[i])
 
 #define MACHINE any_
+#define ROWS 4
+#define PANELS 1
+#define GROUP 2
 #define SINGLE_ROOT(u) single_root_any(u, u)
 #define DOUBLE_ROOT(u) double_root_any(u, u)
 #define SINGLE_LARGER(a, b) single_larger_any(a, b)
@@ -113,6 +118,8 @@ BY_HALF(v16f, __m256, single_root_v3, FIRST_ROOT_PS)
 BY_HALF(v8d, __m256d, double_root_v3, FIRST_ROOT_PD)
 BY_HALF(v16f, __m256, single_larger_v3, _mm256_max_ps)
 BY_HALF(v8d, __m256d, double_larger_v3, _mm256_max_pd)
+#undef ROWS
+#define ROWS 6
 #define MACHINE v3_
 #define SINGLE_ROOT(u) single_root_v3(u, u)
 #define DOUBLE_ROOT(u) double_root_v3(u, u)
@@ -128,8 +135,16 @@ BY_HALF(v8d, __m256d, double_larger_v3, _mm256_max_pd)
 
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512vl,avx512dq,avx512bw,avx2,fma,tune=znver3")
+#undef ROWS
+#undef PANELS
+#define ROWS 12
+#define PANELS 2
+#undef GROUP
+#define GROUP 4
 #define MACHINE v4_
 #define TWO_VECTOR_SHUFFLE
+#define SINGLE_LOOKUP(table, index)                                                                          \
+    ((v16f)_mm512_permutex2var_ps((__m512)(table)[0], (__m512i)(index), (__m512)(table)[1]))
 #define SINGLE_ROOT(u) ((v16f)_mm512_sqrt_ps((__m512)(u)))
 #define DOUBLE_ROOT(u) ((v8d)_mm512_sqrt_pd((__m512d)(u)))
 #define SINGLE_LARGER(a, b) ((v16f)_mm512_max_ps((__m512)(a), (__m512)(b)))
@@ -137,6 +152,7 @@ BY_HALF(v8d, __m256d, double_larger_v3, _mm256_max_pd)
 #include "_kernel_types.h"
 #undef MACHINE
 #undef TWO_VECTOR_SHUFFLE
+#undef SINGLE_LOOKUP
 #pragma GCC pop_options
 #endif
 
@@ -170,14 +186,24 @@ void convolutional_double(int32_t machine, const double_ConvolutionalJob *job, i
     PICK(machine, double_convolutional, job, first, last, out);
 }
 int64_t fully_connected_single(int32_t machine, const single_FullyConnectedJob *job, float *tile, int64_t stride,
-                               int64_t rows, int64_t columns, int64_t *flagged)
+                               int64_t *flagged)
 {
-    return PICK(machine, single_fully_connected, job, tile, stride, rows, columns, flagged);
+    return PICK(machine, single_fully_connected, job, tile, stride, flagged);
 }
 int64_t fully_connected_double(int32_t machine, const double_FullyConnectedJob *job, double *tile, int64_t stride,
-                               int64_t rows, int64_t columns, int64_t *flagged)
+                               int64_t *flagged)
 {
-    return PICK(machine, double_fully_connected, job, tile, stride, rows, columns, flagged);
+    return PICK(machine, double_fully_connected, job, tile, stride, flagged);
+}
+int64_t fully_connected_product_single(int32_t machine, const single_FullyConnectedJob *job, const float *x,
+                                       const float *z, int64_t d, float *out, int64_t stride, int64_t *flagged)
+{
+    return PICK(machine, single_fully_connected_product, job, x, z, d, out, stride, flagged);
+}
+int64_t fully_connected_product_double(int32_t machine, const double_FullyConnectedJob *job, const double *x,
+                                       const double *z, int64_t d, double *out, int64_t stride, int64_t *flagged)
+{
+    return PICK(machine, double_fully_connected_product, job, x, z, d, out, stride, flagged);
 }
 
 void transpose_single(int32_t machine, const float *tile, int64_t stride, int64_t rows, int64_t columns, float *out,

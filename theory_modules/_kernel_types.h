@@ -9,7 +9,12 @@
 #define LARGER(a, b) SINGLE_LARGER(a, b)
 #define DEGREE_SLOPE SINGLE_SLOPE
 #define DEGREE_BEND SINGLE_BEND
+#ifdef SINGLE_LOOKUP
+#define LOOKUP(table, index) SINGLE_LOOKUP(table, index)
+#endif
 #include "_kernel_body.h"
+#include "_fully_connected_body.h"
+#undef LOOKUP
 #undef REAL
 #undef VEC
 #undef INTEGERS
@@ -32,6 +37,7 @@
 #define DEGREE_SLOPE DOUBLE_SLOPE
 #define DEGREE_BEND DOUBLE_BEND
 #include "_kernel_body.h"
+#include "_fully_connected_body.h"
 #undef REAL
 #undef VEC
 #undef INTEGERS

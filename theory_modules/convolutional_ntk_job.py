@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
@@ -50,7 +51,10 @@ class ConvolutionalKernel:
         max_memory: int,
     ) -> None:
         self.dtype, self._settings = dtype, settings
-        self._first, self._second = first, first if second is None else second
+        self._exponent = _common_exponent([first] if second is None else [first, second])
+        first = torch.ldexp(first, torch.tensor(-self._exponent))
+        self._first = first
+        self._second = first if second is None else torch.ldexp(second, torch.tensor(-self._exponent))
         self.shape = (len(first), len(self._second))
         self.recursion = recursion_of(first.shape[1:], settings, dtype)
         self._in_c = has_loops() and first.device.type == "cpu"
@@ -71,7 +75,12 @@ class ConvolutionalKernel:
 
     def description(self) -> dict[str, Any]:
         """What besides the inputs decides the numbers and the order of the work."""
-        return {**asdict(self._settings), "dtype": str(self.dtype), "plan": asdict(self.plan)}
+        return {
+            **asdict(self._settings),
+            "dtype": str(self.dtype),
+            "plan": asdict(self.plan),
+            "exponent": self._exponent,
+        }
 
     def fill(
         self, out: NDArray[Any], *, file: KernelFile | None = None, progress: Progress | None = None
@@ -114,6 +123,7 @@ class ConvolutionalKernel:
         """What computes rows i0 .. i1 of a panel against the block."""
         columns = self._prepared(self._second[slice(*block)])
         packed = ColumnBlock(self.recursion, columns) if self._in_c else None
+        factor = 4.0**self._exponent
 
         def one(rows: Prepared) -> NDArray[np.float64]:
             if packed is not None:
@@ -124,9 +134,9 @@ class ConvolutionalKernel:
             span = (i0 - start, i1 - start)
             values = self._equal.corrected(one(rows.plain.rows(*span)), i0, block[0])
             if rows.flipped is None or self._equal_flipped is None:
-                return values
+                return values * factor
             mirrored = self._equal_flipped.corrected(one(rows.flipped.rows(*span)), i0, block[0])
-            return (values + mirrored) / 2
+            return (values + mirrored) * (factor / 2)
 
         return both
 
@@ -148,6 +158,12 @@ class ConvolutionalKernel:
         work = sides * r.num_relus * lanes * places_per_pair(r)
         piece = max(1, _PLACES_PER_PIECE // work) if self._in_c else _GPU_BLOCK if self._on_gpu else 8
         return Plan(self.shape, symmetric, lanes, max(1, panel), piece)
+
+
+def _common_exponent(images: list[torch.Tensor]) -> int:
+    """e with the largest |x| in [2^(e−1), 2^e); images are taken times 2^−e, and no norm leaves the type."""
+    largest = max(float(torch.stack(torch.aminmax(part)).abs().max()) for part in images)
+    return math.frexp(largest)[1]
 
 
 def _outside_c(device: torch.device, recursion: Recursion, dtype: torch.dtype) -> tuple[bool, Block]:

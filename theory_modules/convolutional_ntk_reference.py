@@ -96,8 +96,8 @@ class _View:
         return self._cut(images, *self._moved)
 
     def _cut(self, images: Prepared, ys: slice, xs: slice) -> Prepared:
-        pixels = images.images.unflatten(2, self.shape)
-        scales = images.scales.unflatten(2, self.shape)
+        pixels = images.images.view(*images.images.shape[:2], *self.shape)
+        scales = images.scales.view(*images.scales.shape[:2], *self.shape, 2)
         return Prepared(pixels[..., ys, xs], scales[..., ys, xs, :])
 
 

@@ -76,8 +76,8 @@ def _checked(value: Any, name: str, axes: str) -> torch.Tensor:
         raise KernelInputError(f"{name} has shape {tuple(tensor.shape)}; there is nothing to compare")
     if not tensor.dtype.is_floating_point:
         return tensor.double()
-    bad = ~torch.isfinite(tensor.flatten(1)).all(1)
-    if bad.any():
+    if not torch.isfinite(torch.stack(torch.aminmax(tensor))).all():  # one pass, where all is well
+        bad = ~torch.isfinite(tensor.flatten(1)).all(1)
         row = int(bad.nonzero()[0])
         raise KernelInputError(
             f"{name}[{row}] holds a NaN or infinity ({int(bad.sum())} of {len(tensor)} do)"

@@ -24,6 +24,7 @@ from .built_library import built_library
 
 LANES = {torch.float32: 16, torch.float64: 8}
 _DEGREES = {torch.float32: (6, 4), torch.float64: (20, 18)}
+_FULLY_CONNECTED_POINTERS = ("row_scale", "column_scale", "positive", "negative", "pieces")
 _SUFFIX = {torch.float32: "single", torch.float64: "double"}
 _MACHINES = {0: "c", 3: "c, AVX2", 4: "c, AVX-512"}
 
@@ -149,12 +150,22 @@ def norms_in_c(squares: torch.Tensor, num_relus: int, dtype: torch.dtype) -> tor
 
 
 class ScalarFunctionTile:
-    """scale_i scale_j f(c_ij) over tiles of cosines, f given by two polynomials in t = 2√(1 − |c|) − 1."""
+    """scale_i scale_j f(c_ij) over tiles of cosines.
+
+    f is two polynomials in t = 2√(1 − |c|) − 1, and for machines that look coefficients up it may have pieces
+    (:mod:`theory_modules.ntk_scalar_function`).
+    """
 
     def __init__(
-        self, positive: torch.Tensor, negative: torch.Tensor, threshold: float, most_entries: int
+        self,
+        positive: torch.Tensor,
+        negative: torch.Tensor,
+        pieces: torch.Tensor | None,
+        threshold: float,
+        most_entries: int,
     ) -> None:
         self._positive, self._negative, self._threshold = positive, negative, threshold
+        self._pieces = pieces if _machine() == 4 else None
         self._flagged = np.empty(most_entries, dtype=np.int64)
 
     def apply(
@@ -164,25 +175,56 @@ class ScalarFunctionTile:
 
         Returns i·m + j of the entries with |c| above the threshold, whose c is too coarse for f.
         """
+        return self._call("fully_connected", tile, row_scale, column_scale)
+
+    def product(
+        self,
+        rows: torch.Tensor,
+        columns: torch.Tensor,
+        tile: torch.Tensor,
+        row_scale: torch.Tensor,
+        column_scale: torch.Tensor,
+    ) -> NDArray[np.int64]:
+        """The same with c = ``rows`` (n, d) times ``columns`` (panels, d, lanes), as of :func:`in_panels`."""
+        assert rows.is_contiguous()
+        assert columns.is_contiguous()
+        inputs = (rows.data_ptr(), columns.data_ptr(), rows.shape[1])
+        return self._call("fully_connected_product", tile, row_scale, column_scale, *inputs)
+
+    def _call(
+        self, name: str, tile: torch.Tensor, row_scale: torch.Tensor, column_scale: torch.Tensor, *inputs: int
+    ) -> NDArray[np.int64]:
         library = _library()
         assert library is not None
         assert tile.stride(1) == 1
         assert tile.numel() <= len(self._flagged)
-        dtype = tile.dtype
-        job = _fully_connected_types()[dtype](
+        job = _fully_connected_types()[tile.dtype](
             row_scale.data_ptr(), column_scale.data_ptr(),
-            self._positive.data_ptr(), self._negative.data_ptr(), self._threshold, len(self._positive) - 1,
+            self._positive.data_ptr(), self._negative.data_ptr(),
+            None if self._pieces is None else self._pieces.data_ptr(),
+            *tile.shape, self._threshold, len(self._positive) - 1,
         )  # fmt: skip
-        call = getattr(library, f"fully_connected_{_SUFFIX[dtype]}")
-        found = call(
-            _machine(),
-            ctypes.byref(job),
-            tile.data_ptr(),
-            tile.stride(0),
-            *tile.shape,
-            self._flagged.ctypes.data,
-        )
-        return self._flagged[:found]
+        call = getattr(library, f"{name}_{_SUFFIX[tile.dtype]}")
+        out = (tile.data_ptr(), tile.stride(0), self._flagged.ctypes.data)
+        return self._flagged[: call(_machine(), ctypes.byref(job), *inputs, *out)]
+
+
+def has_product() -> bool:
+    """Whether the loops have a matrix product worth using; elsewhere torch's is better."""
+    return _library() is not None and _machine() >= 3
+
+
+def in_panels(columns: torch.Tensor) -> torch.Tensor:
+    """Vectors (m, d) as panels (⌈m / lanes⌉, d, lanes), zeros beyond m; an even number of panels."""
+    lanes = LANES[columns.dtype]
+    count = -(-len(columns) // (2 * lanes)) * 2
+    panels = aligned((count, columns.shape[1], lanes), columns.dtype)
+    whole = len(columns) // lanes
+    panels[:whole] = columns[: whole * lanes].reshape(whole, lanes, columns.shape[1]).transpose(1, 2)
+    panels[whole:] = 0
+    if whole * lanes < len(columns):
+        panels[whole, :, : len(columns) - whole * lanes] = columns[whole * lanes :].T
+    return panels
 
 
 def _in_lanes(part: torch.Tensor, lanes: int) -> torch.Tensor:
@@ -229,15 +271,11 @@ def _with_types(library: ctypes.CDLL) -> ctypes.CDLL:
             ctypes.c_void_p,
         ]
         convolutional.restype = None
-        scalar: Any = getattr(library, f"fully_connected_{suffix}")
-        scalar.argtypes = [
-            ctypes.c_int32,
-            ctypes.c_void_p,
-            ctypes.c_void_p,
-            *3 * [ctypes.c_int64],
-            ctypes.c_void_p,
-        ]
-        scalar.restype = ctypes.c_int64
+        tile = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p]
+        for name, inputs in (("", []), ("_product", [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64])):
+            scalar: Any = getattr(library, f"fully_connected{name}_{suffix}")
+            scalar.argtypes = [ctypes.c_int32, ctypes.c_void_p, *inputs, *tile]
+            scalar.restype = ctypes.c_int64
         transpose: Any = getattr(library, f"transpose_{suffix}")
         transpose.argtypes = [
             ctypes.c_int32, ctypes.c_void_p, *3 * [ctypes.c_int64], ctypes.c_void_p, ctypes.c_int64,
@@ -282,8 +320,9 @@ def _job_types() -> dict[torch.dtype, Any]:
 @cache
 def _fully_connected_types() -> dict[torch.dtype, Any]:
     def layout(real: Any) -> list[tuple[str, Any]]:
-        pointers = [(name, ctypes.c_void_p) for name in ("row_scale", "column_scale", "positive", "negative")]
-        return [*pointers, ("threshold", real), ("degree", ctypes.c_int32)]
+        pointers = [(name, ctypes.c_void_p) for name in _FULLY_CONNECTED_POINTERS]
+        counts = [(name, ctypes.c_int64) for name in ("rows", "columns")]
+        return [*pointers, *counts, ("threshold", real), ("degree", ctypes.c_int32)]
 
     return {
         dtype: type(f"{suffix}_scalar_job", (ctypes.Structure,), {"_fields_": layout(_real(dtype))})

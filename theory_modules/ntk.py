@@ -36,12 +36,14 @@ from .kernel_input import (
     like,
     without_gradients,
 )
-from .kernel_loops import ScalarFunctionTile, has_loops, transpose_in_c
+from .kernel_loops import ScalarFunctionTile, has_loops, has_product, in_panels, transpose_in_c
 from .kernel_memory import allocate
 from .ntk_recursion import Start, layers, tangent_kernel
 from .ntk_scalar_function import THRESHOLD, ScalarFunction, scalar_function
 
-_TILE_ROWS, _TILE_COLUMNS = 128, 1024  # of float32, half a megabyte: stays in the second-level cache
+_TILE_ROWS, _TILE_COLUMNS = 96, 512  # of float32, 0.2 MB: stays in the second-level cache to be mirrored
+_TILES_OF_ROWS = 10  # together, where nothing is mirrored
+_MOST_FUSED = 256  # coordinates: beyond, the product is the work, and torch's is the best one
 _PAIRS_AT_A_TIME = 1 << 16
 
 
@@ -128,14 +130,15 @@ class _Rows:
 
     @classmethod
     def of(cls, inputs: torch.Tensor, bias: float) -> _Rows:
-        rows = inputs.double()
+        rows = inputs.to(torch.float64, copy=True)
         if bias:
             rows = torch.cat([rows, torch.full_like(rows[:, :1], bias)], dim=1)
-        largest = rows.abs().amax(1, keepdim=True)
-        scaled = rows / torch.where(largest > 0, largest, torch.ones_like(largest))
-        norm = scaled.norm(dim=1, keepdim=True)
-        unit = scaled / torch.where(norm > 0, norm, torch.ones_like(norm))
-        return cls(unit, (norm * largest)[:, 0])
+        lowest, highest = torch.aminmax(rows, dim=1, keepdim=True)
+        largest = torch.maximum(-lowest, highest)
+        rows /= torch.where(largest > 0, largest, torch.ones_like(largest))
+        norm = rows.norm(dim=1, keepdim=True)
+        rows /= torch.where(norm > 0, norm, torch.ones_like(norm))
+        return cls(rows, (norm * largest)[:, 0])
 
 
 @dataclass(frozen=True)
@@ -152,11 +155,12 @@ def _type_of(tensor: torch.Tensor) -> torch.dtype:
 
 def _tiles(rows: int, columns: int, symmetric: bool = False) -> Iterator[tuple[int, int, int, int]]:
     """Tiles i0, i1, j0, j1; of a symmetric matrix those that meet the diagonal or lie above it."""
-    for i in range(0, rows, _TILE_ROWS):
+    height = _TILE_ROWS if symmetric else _TILE_ROWS * _TILES_OF_ROWS
+    for i in range(0, rows, height):
         for j in range(0, columns, _TILE_COLUMNS):
             last = min(j + _TILE_COLUMNS, columns)
             if not symmetric or last > i:
-                yield i, min(i + _TILE_ROWS, rows), max(i, j) if symmetric else j, last
+                yield i, min(i + height, rows), max(i, j) if symmetric else j, last
 
 
 def _fill(
@@ -181,12 +185,13 @@ class _Filler:
         self._out, self._rows, self._columns, self._law = out, rows, columns, law
         self._symmetric = symmetric
         self._row_units = rows.unit.to(out.dtype)
-        self._column_units = (
-            self._row_units if rows is columns else columns.unit.to(out.dtype)
-        ).T.contiguous()
         self._row_norms = rows.norm.to(out.dtype)
         self._column_norms = columns.norm.to(out.dtype)
         self._in_c = has_loops() and out.device.type == "cpu"
+        units = self._row_units if rows is columns else columns.unit.to(out.dtype)
+        fused = self._in_c and has_product() and law.function is not None and units.shape[1] <= _MOST_FUSED
+        self._panels = in_panels(units) if fused else None
+        self._column_units = None if fused else units.T.contiguous()
         self._upper = torch.ones(_TILE_ROWS, _TILE_ROWS, dtype=torch.bool, device=out.device).triu()
         one = torch.ones(1, dtype=torch.float64)
         equal = Start(torch.zeros_like(one), torch.zeros_like(one, dtype=torch.bool), one, one)
@@ -200,13 +205,12 @@ class _Filler:
             return
         loops = None
         if self._in_c:
-            most = _TILE_ROWS * _TILE_COLUMNS
-            loops = ScalarFunctionTile(function.positive, function.negative, THRESHOLD[self._out.dtype], most)
+            most = max((i1 - i0) * (j1 - j0) for i0, i1, j0, j1 in tiles)
+            threshold = THRESHOLD[self._out.dtype]
+            loops = ScalarFunctionTile(function.positive, function.negative, function.pieces, threshold, most)
         coarse: list[torch.Tensor] = []  # entries i N2 + j that need their differences
         for i0, i1, j0, j1 in tiles:
-            tile = self._out[i0:i1, j0:j1]
-            torch.mm(self._row_units[i0:i1], self._column_units[:, j0:j1], out=tile)
-            places = self._evaluate(tile, function, loops, i0, j0)
+            places = self._evaluate(function, loops, i0, i1, j0, j1)
             if len(places):
                 i, j = places // (j1 - j0) + i0, places % (j1 - j0) + j0
                 apart = i != j if self._symmetric else slice(None)  # the diagonal is known: _equal_pairs
@@ -215,7 +219,7 @@ class _Filler:
                 self._repair(torch.cat(coarse))
                 coarse = []
             if self._symmetric:
-                self._mirror(tile, i0, i1, j0, j1)
+                self._mirror(self._out[i0:i1, j0:j1], i0, i1, j0, j1)
                 self._equal_pairs(max(i0, j0), min(i1, j1))
         if coarse:
             self._repair(torch.cat(coarse))
@@ -228,11 +232,16 @@ class _Filler:
             self._mirror(tile, i0, i1, j0, j1)
 
     def _evaluate(
-        self, tile: torch.Tensor, function: ScalarFunction, loops: ScalarFunctionTile | None, i0: int, j0: int
+        self, function: ScalarFunction, loops: ScalarFunctionTile | None, i0: int, i1: int, j0: int, j1: int
     ) -> torch.Tensor:
-        """f in place; returns the flat places of the tile whose cosine is too coarse."""
-        rows, columns = tile.shape
-        row_norms, column_norms = self._row_norms[i0 : i0 + rows], self._column_norms[j0 : j0 + columns]
+        """f of the products into the tile; returns the flat places of it whose cosine is too coarse."""
+        tile, rows = self._out[i0:i1, j0:j1], self._row_units[i0:i1]
+        row_norms, column_norms = self._row_norms[i0:i1], self._column_norms[j0:j1]
+        if loops is not None and self._panels is not None:
+            panels = self._panels[j0 // self._panels.shape[2] :]
+            return torch.from_numpy(loops.product(rows, panels, tile, row_norms, column_norms).copy())
+        assert self._column_units is not None
+        torch.mm(rows, self._column_units[:, j0:j1], out=tile)
         if loops is not None:
             return torch.from_numpy(loops.apply(tile, row_norms, column_norms).copy())
         coarse = (tile.abs() > THRESHOLD[tile.dtype]).flatten().nonzero()[:, 0]

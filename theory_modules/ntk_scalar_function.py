@@ -3,7 +3,10 @@ r"""Without bias the whole network is one function of the cosine: K(x, z) = ‖x
 The ReLU is homogeneous, so the norms leave the recursion of :mod:`theory_modules.ntk_recursion` in front. In
 s = √(1 − |c|) both branches of f (c ≥ 0 and c < 0) are analytic on [0, 1], so each is a polynomial: of
 degree 10 to 12 for float32 at the depths in use, and 24 for float64. The kernel of any depth then costs a
-matrix product, a square root and two short polynomials an entry.
+matrix product, a square root and a short polynomial an entry.
+
+For float32 there is another form, for machines that look coefficients up: with w = ±15s of c's sign, a
+quartic in w − i around every whole i from −15 to 15 but 0 (|c| above 0.9989), which belongs to both branches.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from .ntk_recursion import Start, tangent_kernel
 
 DEGREES = (8, 10, 12, 16, 20, 24, 28, 32, 40)
 _TOLERANCE = {torch.float32: 3e-8, torch.float64: 2e-14}
+_STEPS, _PIECE_DEGREE = 15, 4  # as in the C code
 _MOST_CONDITIONING = 20.0  # sum of |powers| over f's maximum: how far rounding may be magnified
 # Beyond this |c| the rounding of a matrix product in the type moves f; such entries are found from
 # differences.
@@ -28,11 +32,15 @@ THRESHOLD = {torch.float32: 1 - 2.0**-9, torch.float64: 1 - 1e-7}
 
 @dataclass(frozen=True)
 class ScalarFunction:
-    """f as powers of t = 2s − 1, lowest first: for c ≥ 0 and for c < 0; ``error`` relative to f's maximum."""
+    """f as powers of t = 2s − 1, lowest first: for c ≥ 0 and for c < 0; ``error`` relative to f's maximum.
+
+    ``pieces`` (5, 32), lowest power first, piece i in column i mod 32; ``None`` where not good enough.
+    """
 
     positive: torch.Tensor
     negative: torch.Tensor
     error: float
+    pieces: torch.Tensor | None
 
     def __call__(self, correlations: torch.Tensor) -> torch.Tensor:
         t = 2 * (1 - correlations.abs()).clamp(min=0).sqrt() - 1
@@ -53,8 +61,38 @@ def scalar_function(depth: int, num_fixed_layers: int, dtype: torch.dtype) -> Sc
         error = max(float(part.abs().max()) for part in errors) / largest
         conditioning = max(float(p.abs().sum()) for p in powers) / largest
         if error <= _TOLERANCE[dtype] and conditioning <= _MOST_CONDITIONING:
-            return ScalarFunction(powers[0].to(dtype), powers[1].to(dtype), error)
+            pieces = _pieces(branches, largest) if dtype == torch.float32 else None
+            return ScalarFunction(powers[0].to(dtype), powers[1].to(dtype), error, pieces)
     return None
+
+
+def _pieces(branches: list[Callable[[torch.Tensor], torch.Tensor]], largest: float) -> torch.Tensor | None:
+    """Quartics through each piece's Chebyshev nodes, checked on a grid as f itself is."""
+    table = torch.zeros(_PIECE_DEGREE + 1, 32, dtype=torch.float64)
+    for sign, branch in zip((1, -1), branches, strict=True):
+        for whole in range(1, _STEPS + 1):
+            outer = 0.0 if whole == _STEPS else 0.5  # s ends at 1
+            powers, error = _piece(branch, sign, whole, (-0.5, outer) if sign > 0 else (-outer, 0.5))
+            if error > _TOLERANCE[torch.float32] * largest:
+                return None
+            table[: len(powers), sign * whole] = powers
+    return table.float()
+
+
+def _piece(
+    branch: Callable[[torch.Tensor], torch.Tensor], sign: int, whole: int, domain: tuple[float, float]
+) -> tuple[torch.Tensor, float]:
+    """Powers of w − sign·whole on the domain, and their largest error there."""
+    first, last = domain
+
+    def values(share: torch.Tensor) -> torch.Tensor:
+        return branch((whole + sign * (first + (last - first) * share)) / _STEPS)
+
+    quartic = Chebyshev(chebyshev_coefficients(values, _PIECE_DEGREE).numpy(), domain=domain)
+    powers = torch.from_numpy(quartic.convert(kind=Polynomial).coef)
+    shares = torch.linspace(0, 1, 41, dtype=torch.float64)
+    error = _horner(powers, first + (last - first) * shares) - values(shares)
+    return powers, float(error.abs().max())
 
 
 def _branch(depth: int, num_fixed_layers: int, negative: bool) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -9,9 +9,10 @@ PYTHON is an interpreter that has neural-tangents (its last release, 0.6.5, need
 
 Every figure is pairs per second of processor time, all threads of the process counted, so a busy neighbour
 changes it less than the clock on the wall; medians over the repeats. The peer is given its best of both types
-and of several batch sizes. The floor is arithmetic: 20 multiply-adds an entry and layer (norms 3, u 1, the
-two polynomials 11, the rest 5; the eight additions of the two boxes and the square root go to other ports),
-at the rate at which this core does them in a matrix product of torch, measured in the same run.
+and of several batch sizes. The floor is arithmetic: 17 multiply-adds an entry and layer (norms 2, u 1, the
+two polynomials 10, the rest 4; the seven additions of the two boxes go to other ports, and so does the square
+root on some machines: on the one of the figures in theory_modules/README.md it takes the room of two more), at
+the rate at which this core does them in a matrix product of torch, measured in the same run.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from theory_modules.convolutional_ntk_job import Settings, places_per_pair, recu
 from theory_modules.kernel_loops import active_path
 from theory_modules.ntk import fully_connected_ntk
 
-MULTIPLY_ADDS = 20
+MULTIPLY_ADDS = 17
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,8 @@ def multiply_adds_per_second(repeats: int) -> float:
 def floor(case: Case, rate: float) -> float:
     """Pairs a second if nothing but the arithmetic took time."""
     if case.pooling is None:
-        # the product, two polynomials of degree 12 and their scale, whatever the depth
-        return rate / (case.shape[0] + 24 + 4)
+        # the product, 225 (1 - |c|), a quartic and the two scales, whatever the depth
+        return rate / (case.shape[0] + 1 + 4 + 2)
     settings = Settings(case.num_relus, case.pooling, 0, flip=False, tangent=True, ends_fixed=False)
     entries = places_per_pair(recursion_of(case.shape, settings, torch.float32))
     return rate / (MULTIPLY_ADDS * entries * case.num_relus)

@@ -107,6 +107,31 @@ def test_every_machine_s_version_of_the_loops_gives_the_same(
     )
 
 
+@pytest.mark.parametrize("depth", [17, 18, 35])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_deep_networks_have_every_layer_s_ninth(
+    depth: int, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not kernel_loops.has_loops():
+        pytest.skip("the loops in C were not built")
+    x, z = pictures(2), pictures(3, seed=1)
+    for kind in ("ntk", "nngp"):
+        kernel = convolutional_ntk(x, z, depth=depth, pooling="global", kind=kind, dtype=dtype)
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setattr(convolutional_ntk_job, "has_loops", lambda: False)
+            expected = convolutional_ntk(x, z, depth=depth, pooling="global", kind=kind, dtype="float64")
+        assert worst(kernel, expected) < {"float32": 3e-6, "float64": 1e-12}[dtype]
+
+
+@pytest.mark.parametrize("scale", [1e-17, 1e17])
+def test_huge_and_tiny_pictures_do_not_leave_the_type_on_the_way(path: str, scale: float) -> None:
+    x, z = pictures(2), pictures(3, seed=1)
+    z[1] = x[0]
+    expected = convolutional_ntk(x, z, depth=12, dtype="float64", pooling="global")
+    kernel = convolutional_ntk(x * scale, z * scale, depth=12, dtype="float32", pooling="global")
+    assert worst(kernel / scale**2, expected) < 2e-6
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("max_memory", [300_000, 512 << 20])
 def test_the_symmetric_kernel_is_the_same_in_any_number_of_pieces_and_threads(

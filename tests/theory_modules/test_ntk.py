@@ -225,6 +225,45 @@ def test_the_scalar_function_is_given_up_where_rounding_would_grow() -> None:
     assert ntk_scalar_function.scalar_function(200, 0, torch.float32) is None
 
 
+@pytest.mark.parametrize("depth", [2, 6, 11])
+def test_the_pieces_of_the_scalar_function_are_the_function(depth: int) -> None:
+    function = ntk_scalar_function.scalar_function(depth, 0, torch.float32)
+    assert function is not None
+    assert function.pieces is not None
+    w = torch.cat([torch.linspace(-15, -0.51, 400), torch.linspace(0.51, 15, 400)]).double()
+    cosines = (1 - (w / 15) ** 2) * w.sign()
+    whole = w.round()
+    x = w - whole
+    powers = x[:, None] ** torch.arange(5, dtype=torch.float64)
+    values = (powers * function.pieces.double().T[whole.long() % 32]).sum(1)
+    angles = torch.stack([torch.cos(torch.arccos(cosines)), torch.sin(torch.arccos(cosines))], 1).numpy()
+    expected = oracle.fully_connected(angles, np.array([[1.0, 0.0]]), depth)[:, 0]
+    np.testing.assert_allclose(values, expected, atol=1e-7 * expected.max())
+
+
+def test_very_deep_networks_do_without_pieces_and_are_as_good() -> None:
+    function = ntk_scalar_function.scalar_function(21, 0, torch.float32)
+    assert function is not None
+    assert function.pieces is None
+    x, z = rows(40, 6), rows(50, 6, seed=1)
+    expected = oracle.fully_connected(x, z, 21)
+    assert worst(fully_connected_ntk(x, z, depth=21, dtype="float32"), expected) < TOLERANCE["float32"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("n", "m", "width"), [(1, 1, 1), (13, 17, 3), (97, 515, 256), (30, 33, 257)])
+def test_no_shape_is_awkward(n: int, m: int, width: int, dtype: str) -> None:
+    x, z = rows(n, width), rows(m, width, seed=1)
+    kernel = fully_connected_ntk(x, z, depth=4, dtype=dtype)
+    assert worst(kernel, oracle.fully_connected(x, z, 4)) < TOLERANCE[dtype]
+    symmetric = fully_connected_ntk(x, depth=4, dtype=dtype)
+    apart = ~np.eye(n, dtype=bool)  # the oracle's arccos of 1 is good to 4e-10 only
+    np.testing.assert_allclose(
+        symmetric[apart], oracle.fully_connected(x, x, 4)[apart], atol=TOLERANCE[dtype] * symmetric.max()
+    )
+    np.testing.assert_allclose(np.diag(symmetric), (x**2).sum(1) * 4 / 8, rtol=TOLERANCE[dtype])
+
+
 @pytest.mark.parametrize("machine", [0, 3])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_every_machine_s_version_of_the_loops_gives_the_same(
