@@ -9,14 +9,6 @@
  * both over nine here, for the mean over the 3x3 window; k0(-c) = 1 - k0(c), k1(-c) = k1(c) - c.
  */
 
-ALWAYS_INLINE VEC NAME(polynomial)(const VEC *coefficients, int degree, VEC x)
-{
-    VEC sum = x * coefficients[degree] + coefficients[degree - 1];
-    for (int i = degree - 2; i >= 0; i--)
-        sum = sum * x + coefficients[i];
-    return sum;
-}
-
 ALWAYS_INLINE VEC NAME(select)(INTEGERS condition, VEC a, VEC b)
 {
     return (VEC)((condition & (INTEGERS)a) | (~condition & (INTEGERS)b));
@@ -113,19 +105,37 @@ ALWAYS_INLINE void NAME(begin)(const NAME(Row) *row, int x, const int rows, cons
         begun[r].h = ROOT(begun[r].u);
 }
 
+/* One polynomial at u of some rows, step by step together. */
+ALWAYS_INLINE void NAME(polynomial)(const VEC *coefficients, const int degree, const NAME(Begun) *begun,
+                                    const int rows, VEC *sum)
+{
+    for (int r = 0; r < rows; r++)
+        sum[r] = begun[r].u * coefficients[degree] + coefficients[degree - 1];
+    for (int i = degree - 2; i >= 0; i--)
+        for (int r = 0; r < rows; r++)
+            sum[r] = sum[r] * begun[r].u + coefficients[i];
+}
+
 /* One stage at one column of some rows: A = nn' k1(c) and B = T k0(c) + A. */
 ALWAYS_INLINE void NAME(finish)(const NAME(Walk) *walk, const NAME(Row) *row, const NAME(Maps) *maps, int x,
                                 const int rows, const int stage, const NAME(Begun) *begun, NAME(Pair) *out)
 {
     const VEC zero = {0};
-    for (int r = 0; r < rows; r++) {
-        if (stage == NAME(INPUT)) {
+    if (stage == NAME(INPUT)) {
+        for (int r = 0; r < rows; r++)
             out[r] = (NAME(Pair)){NAME(product)(walk->job, &row[r], x), zero};
-            continue;
-        }
-        const VEC s = row[r].state[x].a, u = begun[r].u, h = begun[r].h;
-        const VEC k0 = 1 - h * NAME(polynomial)(maps->slope, DEGREE_SLOPE, u); /* of |c| */
-        const VEC bend = begun[r].gap * (h * NAME(polynomial)(maps->bend, DEGREE_BEND, u));
+        return;
+    }
+    /* Coefficients that do not fit into the registers are read once for all rows. */
+    const int together = DEGREE_SLOPE + DEGREE_BEND > 16 ? rows : 1;
+    VEC slopes[STRIP], bends[STRIP];
+    for (int r = 0; r < rows; r += together) {
+        NAME(polynomial)(maps->slope, DEGREE_SLOPE, begun + r, together, slopes + r);
+        NAME(polynomial)(maps->bend, DEGREE_BEND, begun + r, together, bends + r);
+    }
+    for (int r = 0; r < rows; r++) {
+        const VEC s = row[r].state[x].a, h = begun[r].h;
+        const VEC k0 = 1 - h * slopes[r], bend = begun[r].gap * (h * bends[r]); /* k0 of |c| */
         if (stage == NAME(RELU)) {
             out[r].a = s + bend;
             out[r].b = row[r].state[x].b * k0 + out[r].a;

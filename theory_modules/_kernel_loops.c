@@ -53,7 +53,7 @@ JOBS(double, double_)
 
 /* STRIP rows of a displacement at a time; powers of 9 kept back from PERIOD layers (_kernel_body.h). */
 enum { STRIP = 2, PERIOD = 16 };
-enum { SINGLE_SLOPE = 6, SINGLE_BEND = 4, DOUBLE_SLOPE = 20, DOUBLE_BEND = 18 };
+enum { SINGLE_SLOPE = 6, SINGLE_BEND = 4, DOUBLE_SLOPE = 18, DOUBLE_BEND = 16 };
 
 typedef float v16f __attribute__((vector_size(64)));
 typedef double v8d __attribute__((vector_size(64)));

@@ -23,7 +23,7 @@ from .arc_cosine import slope_and_bend_polynomials
 from .built_library import built_library
 
 LANES = {torch.float32: 16, torch.float64: 8}
-_DEGREES = {torch.float32: (6, 4), torch.float64: (20, 18)}
+_DEGREES = {torch.float32: (6, 4), torch.float64: (18, 16)}
 _FULLY_CONNECTED_POINTERS = ("row_scale", "column_scale", "positive", "negative", "pieces")
 _SUFFIX = {torch.float32: "single", torch.float64: "double"}
 _MACHINES = {0: "c", 3: "c, AVX2", 4: "c, AVX-512"}
