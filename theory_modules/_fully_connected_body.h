@@ -1,5 +1,5 @@
 /* The fully connected kernel without bias, scale_i scale_j f(<x_i, z_j>), for one number type and one machine.
- * Included after _kernel_body.h, with the same macros, and
+ * Included after _convolutional_body.h, with the same macros, and
  *
  *     ROWS, PANELS    a block of the matrix product that fits into the registers: rows, and vectors of columns
  *     GROUP           vectors taken through f together, as one chain would wait for itself; divides the block
@@ -27,12 +27,6 @@ ALWAYS_INLINE void NAME(begin_values)(const VEC *c, VEC *t)
     const VEC zero = {0};
     for (int v = 0; v < GROUP; v++)
         t[v] = ROOT(LARGER(1 - LARGER(c[v], -c[v]), zero)) * 2 - 1;
-}
-
-ALWAYS_INLINE VEC NAME(spread)(REAL value)
-{
-    const VEC zero = {0};
-    return value - zero; /* a sum with zero would turn -0 into 0, so compilers must take it */
 }
 
 /* f(c) of GROUP vectors from their t, in place. */
@@ -242,4 +236,65 @@ static int64_t NAME(fully_connected_product)(const JOB(FullyConnectedJob) *job, 
         }
     }
     return found;
+}
+
+#ifdef TWO_VECTOR_SHUFFLE
+/* One stage of a transpose in registers: blocks of `step` lanes change places between vectors k and k + step. */
+ALWAYS_INLINE void NAME(exchange)(VEC *rows, const int step)
+{
+    INTEGERS low, high;
+    for (int lane = 0; lane < LANES; lane++) {
+        low[lane] = lane & step ? LANES + lane - step : lane;
+        high[lane] = lane & step ? LANES + lane : lane + step;
+    }
+#pragma GCC unroll 16
+    for (int k = 0; k < LANES; k++)
+        if (!(k & step)) {
+            const VEC a = rows[k], b = rows[k + step];
+            rows[k] = __builtin_shuffle(a, b, low);
+            rows[k + step] = __builtin_shuffle(a, b, high);
+        }
+}
+
+/* A square of LANES x LANES. */
+ALWAYS_INLINE void NAME(transpose_square)(const REAL *tile, int64_t stride, REAL *out, int64_t out_stride)
+{
+    VEC rows[LANES];
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++)
+        memcpy(&rows[i], tile + i * stride, sizeof(VEC));
+    NAME(exchange)(rows, 1);
+    NAME(exchange)(rows, 2);
+    NAME(exchange)(rows, 4);
+    if (LANES == 16)
+        NAME(exchange)(rows, 8 % LANES);
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++)
+        memcpy(out + i * out_stride, &rows[i], sizeof(VEC));
+}
+#else
+ALWAYS_INLINE void NAME(transpose_square)(const REAL *tile, int64_t stride, REAL *out, int64_t out_stride)
+{
+    for (int64_t j = 0; j < LANES; j++)
+        for (int64_t i = 0; i < LANES; i++)
+            out[j * out_stride + i] = tile[i * stride + j];
+}
+#endif
+
+/* out (columns, rows) <- the transpose of tile (rows, columns), in squares that stay in registers or near them. */
+static void NAME(transpose)(const REAL *tile, int64_t stride, int64_t rows, int64_t columns, REAL *out,
+                            int64_t out_stride)
+{
+    for (int64_t j0 = 0; j0 < columns; j0 += LANES)
+        for (int64_t i0 = 0; i0 < rows; i0 += LANES) {
+            if (i0 + LANES <= rows && j0 + LANES <= columns) {
+                NAME(transpose_square)(tile + i0 * stride + j0, stride, out + j0 * out_stride + i0, out_stride);
+                continue;
+            }
+            const int64_t j1 = j0 + LANES < columns ? j0 + LANES : columns;
+            const int64_t i1 = i0 + LANES < rows ? i0 + LANES : rows;
+            for (int64_t j = j0; j < j1; j++)
+                for (int64_t i = i0; i < i1; i++)
+                    out[j * out_stride + i] = tile[i * stride + j];
+        }
 }

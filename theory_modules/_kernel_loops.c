@@ -1,5 +1,5 @@
 /* The inner loops of the exact kernels: the scalar function of the fully connected one, the
- * recursion of the convolutional one (_kernel_body.h), for float and double and for three machines.
+ * recursion of the convolutional one (_convolutional_body.h), for float and double and for three machines.
  *
  * Convolutional: the box of a 3x3 convolution moves the two places p and p' = p + (dy, dx) together, so each
  * displacement (dy, dx) is an image of its own: "3x3 box, pointwise map", no displacement talks to another
@@ -51,7 +51,9 @@
 JOBS(float, single_)
 JOBS(double, double_)
 
-/* STRIP rows of a displacement at a time; powers of 9 kept back from PERIOD layers (_kernel_body.h). */
+/* STRIP rows of a displacement are walked at a time: half the traffic of the box. The mean over the 3x3 window is
+ * taken as a sum, so that no multiplication is spent on it: after PERIOD layers the state is 9^PERIOD too large, and
+ * shrunk. */
 enum { STRIP = 2, PERIOD = 16 };
 enum { SINGLE_SLOPE = 6, SINGLE_BEND = 4, DOUBLE_SLOPE = 18, DOUBLE_BEND = 16 };
 
@@ -134,7 +136,10 @@ BY_HALF(v8d, __m256d, double_larger_v3, _mm256_max_pd)
 #pragma GCC pop_options
 
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx512vl,avx512dq,avx512bw,avx2,fma,tune=znver3")
+#pragma GCC target("avx512f,avx512vl,avx512dq,avx512bw,avx2,fma")
+#if __GNUC__ >= 11
+#pragma GCC target("tune=znver3") /* the order of instructions only: 4 % there */
+#endif
 #undef ROWS
 #undef PANELS
 #define ROWS 12

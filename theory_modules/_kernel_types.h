@@ -1,4 +1,4 @@
-/* The body of _kernel_loops.c for one machine, for float and for double. */
+/* The bodies of _kernel_loops.c for one machine, for float and for double. */
 #define REAL float
 #define VEC v16f
 #define INTEGERS v16i
@@ -12,7 +12,7 @@
 #ifdef SINGLE_LOOKUP
 #define LOOKUP(table, index) SINGLE_LOOKUP(table, index)
 #endif
-#include "_kernel_body.h"
+#include "_convolutional_body.h"
 #include "_fully_connected_body.h"
 #undef LOOKUP
 #undef REAL
@@ -36,7 +36,7 @@
 #define LARGER(a, b) DOUBLE_LARGER(a, b)
 #define DEGREE_SLOPE DOUBLE_SLOPE
 #define DEGREE_BEND DOUBLE_BEND
-#include "_kernel_body.h"
+#include "_convolutional_body.h"
 #include "_fully_connected_body.h"
 #undef REAL
 #undef VEC

@@ -1,13 +1,19 @@
-/* The loops of _kernel_loops.c for one number type and one machine. Included several times.
+/* The convolutional kernel for one number type and one machine. Included several times.
  *
- * Expects: REAL, VEC (LANES of them; INTEGERS of the same size), PREFIX and MACHINE of the names, ROOT(VEC),
- * LARGER(VEC, VEC), and the degrees of the
- * polynomials A ("slope") and B ("bend"): with u = 1 - c and c >= 0,
+ * Expects REAL, VEC (LANES of them; INTEGERS of the same size; WIDE as many doubles), PREFIX and MACHINE of the
+ * names, ROOT(VEC), LARGER(VEC, VEC), and the degrees of the polynomials A ("slope") and B ("bend"): with
+ * u = 1 - c and c >= 0,
  *
  *     k0(c) = (pi - arccos c)/pi = 1 - sqrt(u) A(u)        k1(c) = c + u sqrt(u) B(u)
  *
- * both over nine here, for the mean over the 3x3 window; k0(-c) = 1 - k0(c), k1(-c) = k1(c) - c.
+ * and k0(-c) = 1 - k0(c), k1(-c) = k1(c) - c.
  */
+
+ALWAYS_INLINE VEC NAME(spread)(REAL value)
+{
+    const VEC zero = {0};
+    return value - zero; /* a sum with zero would turn -0 into 0, so compilers must take it */
+}
 
 ALWAYS_INLINE VEC NAME(select)(INTEGERS condition, VEC a, VEC b)
 {
@@ -21,12 +27,11 @@ typedef struct {
 
 ALWAYS_INLINE NAME(Maps) NAME(maps_of)(const JOB(ConvolutionalJob) *job)
 {
-    const VEC zero = {0};
     NAME(Maps) maps;
     for (int i = 0; i <= DEGREE_SLOPE; i++)
-        maps.slope[i] = zero + job->slope[i];
+        maps.slope[i] = NAME(spread)(job->slope[i]);
     for (int i = 0; i <= DEGREE_BEND; i++)
-        maps.bend[i] = zero + job->bend[i];
+        maps.bend[i] = NAME(spread)(job->bend[i]);
     return maps;
 }
 
@@ -321,67 +326,6 @@ static void NAME(convolutional)(const JOB(ConvolutionalJob) *job, int64_t first,
         for (int lane = 0; lane < LANES; lane++)
             out[i * LANES + lane] = sums[lane] * ninths;
     }
-}
-
-#ifdef TWO_VECTOR_SHUFFLE
-/* One stage of a transpose in registers: blocks of `step` lanes change places between vectors k and k + step. */
-ALWAYS_INLINE void NAME(exchange)(VEC *rows, const int step)
-{
-    INTEGERS low, high;
-    for (int lane = 0; lane < LANES; lane++) {
-        low[lane] = lane & step ? LANES + lane - step : lane;
-        high[lane] = lane & step ? LANES + lane : lane + step;
-    }
-#pragma GCC unroll 16
-    for (int k = 0; k < LANES; k++)
-        if (!(k & step)) {
-            const VEC a = rows[k], b = rows[k + step];
-            rows[k] = __builtin_shuffle(a, b, low);
-            rows[k + step] = __builtin_shuffle(a, b, high);
-        }
-}
-
-/* A square of LANES x LANES. */
-ALWAYS_INLINE void NAME(transpose_square)(const REAL *tile, int64_t stride, REAL *out, int64_t out_stride)
-{
-    VEC rows[LANES];
-#pragma GCC unroll 16
-    for (int i = 0; i < LANES; i++)
-        memcpy(&rows[i], tile + i * stride, sizeof(VEC));
-    NAME(exchange)(rows, 1);
-    NAME(exchange)(rows, 2);
-    NAME(exchange)(rows, 4);
-    if (LANES == 16)
-        NAME(exchange)(rows, 8 % LANES);
-#pragma GCC unroll 16
-    for (int i = 0; i < LANES; i++)
-        memcpy(out + i * out_stride, &rows[i], sizeof(VEC));
-}
-#else
-ALWAYS_INLINE void NAME(transpose_square)(const REAL *tile, int64_t stride, REAL *out, int64_t out_stride)
-{
-    for (int64_t j = 0; j < LANES; j++)
-        for (int64_t i = 0; i < LANES; i++)
-            out[j * out_stride + i] = tile[i * stride + j];
-}
-#endif
-
-/* out (columns, rows) <- the transpose of tile (rows, columns), in squares that stay in registers or near them. */
-static void NAME(transpose)(const REAL *tile, int64_t stride, int64_t rows, int64_t columns, REAL *out,
-                            int64_t out_stride)
-{
-    for (int64_t j0 = 0; j0 < columns; j0 += LANES)
-        for (int64_t i0 = 0; i0 < rows; i0 += LANES) {
-            if (i0 + LANES <= rows && j0 + LANES <= columns) {
-                NAME(transpose_square)(tile + i0 * stride + j0, stride, out + j0 * out_stride + i0, out_stride);
-                continue;
-            }
-            const int64_t j1 = j0 + LANES < columns ? j0 + LANES : columns;
-            const int64_t i1 = i0 + LANES < rows ? i0 + LANES : rows;
-            for (int64_t j = j0; j < j1; j++)
-                for (int64_t i = i0; i < i1; i++)
-                    out[j * out_stride + i] = tile[i * stride + j];
-        }
 }
 
 /* Norms of images from their channels' summed squares (N, P), n_1 = sqrt(box), n_{h+1}^2 = box(n_h^2) / 9, each
