@@ -10,9 +10,9 @@ PYTHON is an interpreter that has neural-tangents (its last release, 0.6.5, need
 Every figure is pairs per second of processor time, all threads of the process counted, so a busy neighbour
 changes it less than the clock on the wall; medians over the repeats. The peer is given its best of both types
 and of several batch sizes. The floor is arithmetic: 17 multiply-adds an entry and layer (norms 2, u 1, the
-two polynomials 10, the rest 4; the seven additions of the two boxes go to other ports; the square
-root, with the room of two more on the core of the figures in theory_modules/README.md, is not counted), at the
-rate at which this core does them in a matrix product of torch, measured in the same run.
+two polynomials 10, the rest 4; the seven additions of the two boxes go to other ports) at the rate at which
+this core does them in a matrix product of torch, measured in the same run. The square root is not counted; it
+takes the room of two more on the core of the figures in theory_modules/README.md.
 """
 
 from __future__ import annotations
