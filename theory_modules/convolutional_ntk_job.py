@@ -21,6 +21,7 @@ from .kernel_tiles import Plan, Progress, Workers, write
 _MOST_ROWS_PER_PANEL = 1024
 _PLACES_PER_PIECE = 1 << 29  # entry-layers: a few tenths of a second
 _GPU_BLOCK = 256  # images on either side of a launch: 65,536 programs and more
+_FITS_AS_IT_IS = 20  # powers of two
 _TORCH_PLACES = 1 << 19  # entries of one tensor of the torch path
 
 Block = Callable[[Prepared, Prepared, Recursion], torch.Tensor]
@@ -52,9 +53,10 @@ class ConvolutionalKernel:
     ) -> None:
         self.dtype, self._settings = dtype, settings
         self._exponent = _common_exponent([first] if second is None else [first, second])
-        first = torch.ldexp(first, torch.tensor(-self._exponent))
-        self._first = first
-        self._second = first if second is None else torch.ldexp(second, torch.tensor(-self._exponent))
+        if self._exponent:
+            first = torch.ldexp(first, torch.tensor(-self._exponent))
+            second = None if second is None else torch.ldexp(second, torch.tensor(-self._exponent))
+        self._first, self._second = first, first if second is None else second
         self.shape = (len(first), len(self._second))
         self.recursion = recursion_of(first.shape[1:], settings, dtype)
         self._in_c = has_loops() and first.device.type == "cpu"
@@ -161,9 +163,10 @@ class ConvolutionalKernel:
 
 
 def _common_exponent(images: list[torch.Tensor]) -> int:
-    """e with the largest |x| in [2^(e−1), 2^e); images are taken times 2^−e, and no norm leaves the type."""
+    """e such that images times 2^−e have norms that fit the type; 0 where they do as they are."""
     largest = max(float(torch.stack(torch.aminmax(part)).abs().max()) for part in images)
-    return math.frexp(largest)[1]
+    exponent = math.frexp(largest)[1]
+    return exponent if abs(exponent) > _FITS_AS_IT_IS else 0
 
 
 def _outside_c(device: torch.device, recursion: Recursion, dtype: torch.dtype) -> tuple[bool, Block]:
