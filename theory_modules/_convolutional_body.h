@@ -306,7 +306,7 @@ static void NAME(convolutional)(const JOB(ConvolutionalJob) *job, int64_t first,
     walk.last = walk.two + width;
     walk.nothing = walk.last + width;
     walk.nowhere = walk.nothing + width;
-    memset(walk.state, 0, sizeof(NAME(Pair)) * (size_t)pixels);
+    memset(walk.state, 0, sizeof(NAME(Pair)) * (size_t)pixels); /* a Gaussian process never writes its T */
     memset(walk.nothing, 0, sizeof(NAME(Pair)) * (size_t)width);
     const double ninths = pow(9, -1 - (job->num_relus - 1) % PERIOD); /* one of each layer, not yet taken */
     for (int64_t i = first; i < last; i++) {

@@ -37,7 +37,7 @@
         const REAL *z, *z_norms;        /* (C, P, LANES), (R, P, 2, LANES), aligned */                       \
         const REAL *row_weights, *column_weights; /* (2H-1, H) and (2W-1, W): of the last sum */             \
         const REAL *slope, *bend;       /* polynomials A and B of the body */                                \
-        REAL *scratch;                  /* (P + 4 W, 2, LANES), aligned */                          \
+        REAL *scratch;                  /* (P + 4 W, 2, LANES), aligned */                                   \
     } PREFIX##ConvolutionalJob;                                                                              \
     typedef struct {                                                                                         \
         const REAL *row_scale, *column_scale; /* (rows), (columns) */                                        \
